@@ -1,0 +1,1 @@
+"""Ground floor: settings, errors, shared nouns, artifacts, devices, files, logs, progress."""

@@ -1,0 +1,22 @@
+"""Every environment variable that the house reads, and nothing else reads one."""
+
+import os
+from pathlib import Path
+
+VARIABLES = {
+    "MODELWRIGHT_DATA": "folder with the public data sets that benchmarks and some tests use; unset: they are skipped",
+    "MODELWRIGHT_EMBEDDER": "folder of the default sentence encoder; unset: the installed package, then the hub",
+    "MODELWRIGHT_COMPILE": "0 turns torch.compile off everywhere; unset: used where it pays and a compiler is found",
+}
+
+
+def read(name: str) -> str | None:
+    """Return the value of a variable listed in `VARIABLES`, or None when unset or empty."""
+    assert name in VARIABLES, f"{name} is not declared in base/env.py"
+    return os.environ.get(name) or None
+
+
+def data_folder() -> Path | None:
+    """Return the folder named by ``MODELWRIGHT_DATA`` when it exists."""
+    value = read("MODELWRIGHT_DATA")
+    return Path(value) if value and Path(value).is_dir() else None

@@ -1,0 +1,103 @@
+"""Shared nouns: the few records that rooms hand to each other.
+
+Everything above the engine that needs a language model takes a `ChatModel`; nothing above knows whether the
+local engine or a remote endpoint stands behind it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text with its origin. ``start``/``end`` anywhere in the house are character offsets into ``text``."""
+
+    id: str  # stable name within its collection: the path relative to the folder, with forward slashes
+    text: str
+    source: str = ""  # where it was read from, for people
+    title: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str  # "system", "user", "assistant" or "tool"
+    content: str
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens spent on one request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0  # part of the prompt that was found in the prefix cache
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How one completion is drawn. Checked at the door by `check`."""
+
+    temperature: float = 1.0  # 0 means greedy
+    top_p: float = 1.0  # smallest set of tokens with at least this probability mass
+    top_k: int = 0  # 0 means off
+    max_tokens: int = 256  # completion length at most
+    seed: int | None = None  # None: drawn anew for each request
+    stop: tuple[str, ...] = ()  # texts that end the completion and are not part of it
+    ignore_eos: bool = False  # go on past the end-of-text token, for benchmarks
+
+    def __post_init__(self) -> None:
+        from modelwright.base.errors import RequestError
+
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        else:
+            object.__setattr__(self, "stop", tuple(self.stop or ()))
+        rules = (
+            ("temperature", self.temperature, 0 <= self.temperature <= 100, "between 0 and 100"),
+            ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("top_k", self.top_k, self.top_k >= 0, "0 (off) or a positive number"),
+            ("max_tokens", self.max_tokens, self.max_tokens >= 1, "at least 1"),
+            ("stop", self.stop, all(isinstance(s, str) and s for s in self.stop), "non-empty texts"),
+        )
+        for name, value, is_right, expected in rules:
+            if not is_right:
+                raise RequestError(f"{name} is {value!r}; it must be {expected}.", param=name, code="invalid_value")
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model answered to one prompt."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    usage: Usage
+    logprobs: tuple[float, ...] | None = None  # natural log-probability of each token, when asked for
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A piece of a completion while it streams; the last one carries the reason and the usage."""
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+
+
+class ChatModel(Protocol):
+    """Anything that answers a conversation: the local engine, or an endpoint behind the gateway."""
+
+    def chat(self, messages: Sequence[Message], params: SamplingParams) -> Completion:
+        """Answer the conversation with one whole completion."""
+        ...
+
+    def stream(self, messages: Sequence[Message], params: SamplingParams) -> Iterator[Delta]:
+        """Answer the conversation piece by piece."""
+        ...
