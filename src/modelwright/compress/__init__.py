@@ -1,0 +1,1 @@
+"""Smaller weights that say what they cost."""

@@ -1,0 +1,1 @@
+"""What is learned from: reading, cleaning, removing duplicates, redaction, conversations, packing."""

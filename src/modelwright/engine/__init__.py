@@ -1,0 +1,1 @@
+"""Running weights: requests, scheduler, paged key-value cache, sampling."""

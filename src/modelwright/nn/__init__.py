@@ -1,0 +1,1 @@
+"""Layers: attention, rotary positions, norms, feed-forward blocks, low-rank adapters, low-bit weights."""

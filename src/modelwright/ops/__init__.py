@@ -1,0 +1,1 @@
+"""The whole life as steps that can be run again."""
