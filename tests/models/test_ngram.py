@@ -1,0 +1,189 @@
+"""Kneser-Ney: a hand-computed example, a dictionary twin, and probabilities that sum to one."""
+
+import gzip
+import math
+import os
+import random
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from modelwright.base.errors import ConfigError, DataError
+from modelwright.models.ngram import DEFAULT_DISCOUNT, NgramModel
+
+BOUNDARY = "boundary"
+
+
+class SlowKneserNey:
+    """The same model in dictionaries, written from the formula alone."""
+
+    def __init__(self, documents, order, vocab_size, bos_id=None):
+        self.order, self.vocab_size = order, vocab_size
+        self.bos = BOUNDARY if bos_id is None else bos_id
+        self.counts = [Counter() for _ in range(order + 1)]
+        lefts = [defaultdict(set) for _ in range(order + 1)]
+        for number, document in enumerate(documents):
+            stream = [self.bos, *document]
+            for i in range(1, len(stream)):
+                for k in range(1, order + 1):
+                    if i - k + 1 < 0:
+                        continue
+                    gram = tuple(stream[i - k + 1 : i + 1])
+                    if k == order:
+                        self.counts[k][gram] += 1
+                    else:
+                        # A k-gram at the very start has nothing before it: each occurrence is its own.
+                        left = stream[i - k] if i - k >= 0 else ("start", number)
+                        lefts[k][gram].add(left)
+        for k in range(1, order):
+            self.counts[k] = Counter({gram: len(seen) for gram, seen in lefts[k].items()})
+        self.discounts = [0.0]
+        for k in range(1, order + 1):
+            once, twice = (sum(c == r for c in self.counts[k].values()) for r in (1, 2))
+            self.discounts.append(once / (once + 2 * twice) if once and twice else DEFAULT_DISCOUNT)
+
+    def prob(self, word, context):
+        if len(context) > self.order - 1:
+            context = context[len(context) - self.order + 1 :]
+        return self._prob(word, tuple(context), len(context) + 1)
+
+    def _prob(self, word, context, k):
+        if k == 0:
+            return 1 / self.vocab_size
+        lower = self._prob(word, context[1:], k - 1)
+        after = [c for gram, c in self.counts[k].items() if gram[:-1] == context]
+        if not after:
+            return lower
+        discount = self.discounts[k]
+        kept = max(self.counts[k][(*context, word)] - discount, 0)
+        return (kept + discount * len(after) * lower) / sum(after)
+
+    def log_probs(self, ids):
+        stream = [self.bos, *ids]
+        return [math.log(self.prob(stream[i], stream[:i])) for i in range(1, len(stream))]
+
+
+def random_documents(seed, vocab_size, num=12):
+    draw = random.Random(seed)
+    # Skewed draws, so that n-grams repeat and every level has counts of one, two and more.
+    return [[int(vocab_size * draw.random() ** 2) for _ in range(draw.randint(0, 30))] for _ in range(num)] + [[0, 1]]
+
+
+def test_bigram_computed_by_hand():
+    # Documents "0 1" and "0 0 1" with boundary b: bigrams b0 x2, 01 x2, 00 x1. n1 = 1, n2 = 2: D2 = 1 / 5.
+    # Distinct tokens before 0: {b, 0} = 2; before 1: {0} = 1; n1 = 1, n2 = 1: D1 = 1 / 3, total 3.
+    model = NgramModel.train([[0, 1], [0, 0, 1]], order=2, vocab_size=3)
+    assert model.discounts == pytest.approx((1 / 3, 1 / 5))
+    uniform = (1 / 3) * 2 / 3 * (1 / 3)
+    p0, p1 = (2 - 1 / 3) / 3 + uniform, (1 - 1 / 3) / 3 + uniform
+    assert model.distribution([1]) == pytest.approx([p0, p1, uniform])  # nothing follows 1: the unigram level
+    after_0 = [(1 - 0.2) / 3 + 0.2 * 2 / 3 * p0, (2 - 0.2) / 3 + 0.2 * 2 / 3 * p1, 0.2 * 2 / 3 * uniform]
+    assert model.distribution([0]) == pytest.approx(after_0)
+    after_boundary = [(2 - 0.2) / 2 + 0.2 * 1 / 2 * p0, 0.2 * 1 / 2 * p1, 0.2 * 1 / 2 * uniform]
+    assert model.distribution() == pytest.approx(after_boundary)
+    assert model.num_ngrams == (2, 3)
+
+
+def test_kneser_ney_prefers_tokens_with_many_neighbours():
+    # "Francisco" (1) is frequent but only ever after "San" (0); in a new context 2, seen after many, is likelier.
+    documents = [[0, 1]] * 10 + [[4, 2], [5, 2], [6, 2], [7, 2]]
+    after_new = NgramModel.train(documents, order=2, vocab_size=9).distribution([8])
+    assert after_new[2] > after_new[1]
+    unigram = NgramModel.train(documents, order=1, vocab_size=9).distribution()
+    assert unigram[1] > unigram[2]
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 5])
+@pytest.mark.parametrize("bos_id", [None, 0])
+def test_equals_the_dictionary_twin(order, bos_id):
+    documents = random_documents(order, vocab_size=6)
+    fast = NgramModel.train(documents, order, 6, bos_id=bos_id)
+    slow = SlowKneserNey(documents, order, 6, bos_id=bos_id)
+    assert fast.discounts == pytest.approx(slow.discounts[1:])
+    for ids in random_documents(99, vocab_size=6, num=4):
+        assert fast.log_probs(ids) == pytest.approx(slow.log_probs(ids))
+
+
+@pytest.mark.parametrize("vocab_size", [5, 4096, 300_000])
+@pytest.mark.parametrize("order", [1, 3, 5])
+def test_probabilities_sum_to_one(vocab_size, order):
+    documents = random_documents(3, vocab_size)
+    model = NgramModel.train(documents, order, vocab_size)
+    seen = documents[0][:7]
+    for context in ([], seen, [vocab_size - 1] * 6, [*seen, vocab_size - 1], random_documents(8, vocab_size)[0]):
+        row = model.distribution(context)
+        assert row.shape == (vocab_size,)
+        assert row.sum() == pytest.approx(1.0, abs=1e-9)
+        assert row.min() > 0
+
+
+def test_large_vocabulary_gives_the_same_probabilities_as_a_small_one():
+    documents = random_documents(4, vocab_size=6)
+    spread = [[100_000 + 17_000 * token for token in ids] for ids in documents]
+    slow = SlowKneserNey(spread, 4, 250_000)
+    fast = NgramModel.train(spread, 4, 250_000)
+    assert fast.log_probs(spread[0]) == pytest.approx(slow.log_probs(spread[0]))
+
+
+def test_log_probs_are_the_distribution_read_token_by_token():
+    documents = random_documents(5, vocab_size=7)
+    model = NgramModel.train(documents, 4, 7)
+    ids = [3, 0, 0, 1, 6, 2]
+    expected = [math.log(model.distribution(ids[:i])[token]) for i, token in enumerate(ids)]
+    assert model.log_probs(ids) == pytest.approx(expected)
+    assert model.log_probs([]).shape == (0,)
+
+
+def test_no_ngram_spans_two_documents():
+    apart = NgramModel.train([[0, 1], [2, 3]], 2, 4)
+    joined = NgramModel.train([[0, 1, 2, 3]], 2, 4)
+    assert apart.distribution([1])[2] == apart.distribution([3])[2]
+    assert joined.distribution([1])[2] > joined.distribution([3])[2]
+
+
+def test_bits_per_byte_sums_over_documents():
+    documents = random_documents(6, vocab_size=6)
+    model = NgramModel.train(documents, 3, 6)
+    nats = -sum(model.log_probs(ids).sum() for ids in documents)
+    assert model.bits_per_byte(documents, 50) == pytest.approx(nats / math.log(2) / 50)
+
+
+def test_order_beyond_every_document():
+    model = NgramModel.train([[0, 1], [1]], order=7, vocab_size=2)
+    assert model.order == 7
+    assert model.distribution([0, 1]).sum() == pytest.approx(1.0)
+
+
+def test_refusals_name_the_value():
+    with pytest.raises(ConfigError, match="'witten_bell'; known: kneser_ney"):
+        NgramModel.train([[0]], 2, 4, smoothing="witten_bell")
+    with pytest.raises(ConfigError, match="order is 0"):
+        NgramModel.train([[0]], 0, 4)
+    with pytest.raises(ConfigError, match="bos_id is 4"):
+        NgramModel.train([[0]], 2, 4, bos_id=4)
+    with pytest.raises(DataError, match="2 documents hold no tokens"):
+        NgramModel.train([[], []], 2, 4)
+    with pytest.raises(DataError, match="Token id 9 is outside the vocabulary of 4"):
+        NgramModel.train([[0, 9]], 2, 4)
+    with pytest.raises(DataError, match="Token id 4"):
+        NgramModel.train([[0]], 2, 4).log_probs([4])
+    with pytest.raises(DataError, match="num_bytes is 0"):
+        NgramModel.train([[0]], 2, 4).bits_per_byte([[0]], 0)
+
+
+def test_longer_context_helps_on_real_text_and_not_on_shuffled_text():
+    place = Path(os.environ.get("MODELWRIGHT_DATA", "")) / "text/tinyshakespeare.txt.gz"
+    if not place.is_file():
+        pytest.skip("set MODELWRIGHT_DATA to a folder with text/tinyshakespeare.txt.gz")
+    data = np.frombuffer(gzip.decompress(place.read_bytes()), np.uint8)[:300_000].astype(np.int64)
+    train, held_out = data[:270_000], data[270_000:]
+    begin = time.perf_counter()
+    bits = [NgramModel.train([train], k, 256).bits_per_byte([held_out], len(held_out)) for k in (1, 3, 5)]
+    assert time.perf_counter() - begin < 20  # about 0.5 s on an idle machine
+    assert bits[0] > bits[1] > bits[2] and bits[2] < 2.6
+    shuffled = np.random.default_rng(0).permutation(train)
+    control = NgramModel.train([shuffled], 5, 256).bits_per_byte([held_out], len(held_out))
+    assert control > bits[0] - 0.01
