@@ -1,0 +1,346 @@
+"""The tokenizer every room uses: text to ids and back, conversations to ids, over a ``tokenizer.json``.
+
+The work is done by the Rust library ``tokenizers``; this class adds the rules it leaves to the caller. Text never
+becomes a special token: specials are written by id, from the chat template or the post-processor. Byte-level pieces
+are decoded through bytes, so that counting, streaming and decoding agree. `plain_bpe` is the readable twin.
+"""
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from modelwright.base.errors import ConfigError, DataError
+from modelwright.base.files import atomic_file, write_json
+from modelwright.base.types import Message
+from modelwright.tokenizer.byte_level import unspell
+from modelwright.tokenizer.chat_template import ChatTemplate, assistant_spans
+from modelwright.tokenizer.special import TURN_END
+
+Messages = Sequence[Message | Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class ChatTokens:
+    """A conversation as ids; the mask is True on the tokens the assistant must produce, its end-of-turn included."""
+
+    ids: list[int]
+    assistant_mask: list[bool]
+
+
+class Tokenizer:
+    """Text to ids and back. Made by `train_bpe` and `load_tokenizer`.
+
+    Args:
+        backend: The ``tokenizers.Tokenizer``; owned by this object from here on.
+        roles: Special tokens by role, as in tokenizer_config.json: ``{"eos_token": "<|endoftext|>"}``.
+        chat_template: Jinja text, or None where there is none.
+        stop_ids: Ids that end a completion, besides the EOS and the end of a turn.
+        settings: Further entries of tokenizer_config.json, kept when saved.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        roles: Mapping[str, str],
+        chat_template: str | None = None,
+        stop_ids: Sequence[int] = (),
+        settings: Mapping[str, Any] | None = None,
+    ):
+        backend.no_padding()
+        backend.no_truncation()
+        backend.encode_special_tokens = True
+        self._backend = backend
+        self._layout = _Layout.read(backend)
+        self.roles = dict(roles)
+        self._settings = dict(settings or {})
+        added = backend.get_added_tokens_decoder()
+        self.special_ids = {token.content: index for index, token in sorted(added.items()) if token.special}
+        # Ordinary text may turn into the unknown token, and into nothing else that is special.
+        self._guarded = frozenset(i for text, i in self.special_ids.items() if text != self.roles.get("unk_token"))
+        self._special_set = frozenset(self.special_ids.values())
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values(), default=-1) + 1
+        self._prefix, self._suffix = self._post_processed()
+        self._template = ChatTemplate(chat_template, self.roles, self.special_ids) if chat_template else None
+        self.bos_id = self._id_of("bos_token")
+        eos = self._id_of("eos_token")
+        ends = (eos, self.special_ids.get(TURN_END), *stop_ids, self._turn_end())
+        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys(i for i in ends if i is not None))
+
+    # -- ids of the special tokens ---------------------------------------------------------------------------------
+
+    def _id_of(self, role: str) -> int | None:
+        text = self.roles.get(role)
+        return None if text is None else self._backend.token_to_id(text)
+
+    @property
+    def eos_id(self) -> int:
+        """The id that ends a document.
+
+        Raises:
+            ConfigError: The tokenizer names none (encoders such as BERT have none).
+        """
+        found = self._id_of("eos_token")
+        if found is None:
+            raise ConfigError("This tokenizer names no eos_token. Name one in its tokenizer_config.json.")
+        return found
+
+    @property
+    def pad_id(self) -> int:
+        """The id that fills short rows: the file's pad token, else the EOS. Loss masks go by position, never by it."""
+        found = self._id_of("pad_token")
+        return self.eos_id if found is None else found
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja text of the chat template."""
+        return self._template.source if self._template else None
+
+    def with_chat_template(self, source: str) -> "Tokenizer":
+        """Return the same tokenizer with another chat template."""
+        backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        stops = tuple(i for i in self.stop_ids)
+        return Tokenizer(backend, roles=self.roles, chat_template=source, stop_ids=stops, settings=self._settings)
+
+    # -- text to ids -----------------------------------------------------------------------------------------------
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Return the ids of a text.
+
+        Special tokens spelled out in the text become ordinary ids. ``add_special_tokens`` adds what the file's
+        post-processor adds (often a BOS), exactly once.
+
+        Raises:
+            DataError: The text has lone surrogates, which no UTF-8 can hold.
+        """
+        ids = self._ordinary(text)[0]
+        return [*self._prefix, *ids, *self._suffix] if add_special_tokens else ids
+
+    def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
+        """Return the ids of many texts, each as `encode` gives them, on all cores."""
+        if isinstance(texts, str):
+            raise DataError("encode_batch was given one text; expected a list of texts. Call encode for one.")
+        try:
+            encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        except TypeError:
+            return [self.encode(text, add_special_tokens) for text in texts]  # says which text is wrong
+        rows = []
+        for text, encoding in zip(texts, encodings, strict=True):
+            ids = encoding.ids
+            if not self._guarded.isdisjoint(ids):
+                ids = self._ordinary(text)[0]
+            rows.append([*self._prefix, *ids, *self._suffix] if add_special_tokens else ids)
+        return rows
+
+    def _ordinary(self, text: str) -> tuple[list[int], list[int]]:
+        """Return ids and their first characters' offsets, for text that must not give special ids."""
+        try:
+            encoding = self._backend.encode(text, add_special_tokens=False)
+        except TypeError as error:
+            raise DataError(_why_not_text(text)) from error
+        ids, offsets = encoding.ids, encoding.offsets
+        if self._guarded.isdisjoint(ids):
+            return ids, [start for start, _ in offsets]
+        # A Unigram or WordLevel vocabulary may hold "</s>" as a piece: cut the text inside it and try again.
+        start, end = next(span for index, span in zip(ids, offsets, strict=True) if index in self._guarded)
+        if end - start < 2:
+            raise DataError(f"The text holds {text[start:end]!r}, which this tokenizer only has as a special token.")
+        middle = (start + end) // 2
+        left_ids, left_starts = self._ordinary(text[:middle])
+        right_ids, right_starts = self._ordinary(text[middle:])
+        return left_ids + right_ids, left_starts + [middle + s for s in right_starts]
+
+    def _post_processed(self) -> tuple[list[int], list[int]]:
+        """Find the ids that the file's post-processor puts before and after a text."""
+        encoding = self._backend.encode("a", add_special_tokens=True)
+        is_added = [bool(flag) for flag in encoding.special_tokens_mask]
+        first = is_added.index(False) if False in is_added else len(is_added)
+        last = len(is_added) - is_added[::-1].index(False) if False in is_added else len(is_added)
+        return encoding.ids[:first], encoding.ids[last:]
+
+    # -- ids to text -----------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _piece_bytes(self) -> list[bytes]:
+        pieces = [b""] * self.vocab_size  # ids without a piece (padding rows of a published matrix) stand for nothing
+        for piece, index in self._backend.get_vocab(with_added_tokens=False).items():
+            pieces[index] = self._layout.piece_bytes(piece)
+        for index, token in self._backend.get_added_tokens_decoder().items():
+            pieces[index] = token.content.encode("utf-8")
+        return pieces
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes one id stands for; a special token's are its own text.
+
+        Raises:
+            DataError: The id is negative. Ids at or above ``vocab_size`` stand for nothing: b"".
+        """
+        if token_id < 0:
+            raise DataError(f"Token id {token_id} is negative; a loss mask value such as -100 is no token.")
+        return self._piece_bytes[token_id] if token_id < self.vocab_size else b""
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """Return the bytes that ids stand for, special tokens included, without repairing broken characters."""
+        return b"".join(map(self.token_bytes, ids))
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Return the text of ids; bytes that are no UTF-8 become U+FFFD."""
+        if not self.is_byte_level:
+            return str(self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
+        kept = (i for i in ids if i not in self._special_set) if skip_special_tokens else ids
+        return b"".join(map(self.token_bytes, kept)).decode("utf-8", errors="replace")
+
+    @property
+    def is_byte_level(self) -> bool:
+        """Whether decoding is joining bytes; otherwise (SentencePiece, WordPiece) pieces depend on their place."""
+        return self._layout.is_byte_level
+
+    # -- conversations ---------------------------------------------------------------------------------------------
+
+    def render_chat(self, messages: Messages, add_generation_prompt: bool = False) -> str:
+        """Return a conversation as the template writes it."""
+        return self._needed_template().render(messages, add_generation_prompt).text
+
+    def apply_chat_template(self, messages: Messages, *, add_generation_prompt: bool = False) -> list[int]:
+        """Return the ids of a conversation; message texts never become special tokens.
+
+        Where the vocabulary is byte-level, no token spans the point at which the assistant takes over, so that the
+        prompt of a turn is a prefix of the conversation that contains its answer.
+
+        Raises:
+            ConfigError: There is no template, or it refused the conversation.
+        """
+        return self._chat(messages, add_generation_prompt, is_mask_needed=False).ids
+
+    def chat_tokens(self, messages: Messages, add_generation_prompt: bool = False) -> ChatTokens:
+        """Return the ids of a conversation and which of them the assistant must produce.
+
+        Raises:
+            ConfigError: The template rewrites earlier turns, so that no mask can be right; or as above.
+        """
+        return self._chat(messages, add_generation_prompt, is_mask_needed=True)
+
+    def _needed_template(self) -> ChatTemplate:
+        if self._template is None:
+            raise ConfigError(
+                "This tokenizer has no chat template. Put a chat_template.jinja beside tokenizer.json, or call "
+                "tokenizer.with_chat_template(modelwright.tokenizer.chat_template.PLAIN)."
+            )
+        return self._template
+
+    def _chat(self, messages: Messages, add_generation_prompt: bool, is_mask_needed: bool) -> ChatTokens:
+        template = self._needed_template()
+        rendered = template.render(messages, add_generation_prompt)
+        found = assistant_spans(template, messages, rendered.text)
+        spans = [span for span in found if span is not None]
+        if is_mask_needed and len(spans) < len(found):
+            raise ConfigError(
+                "The chat template is not prefix-preserving: it writes earlier turns differently once a later one is "
+                "there, so the assistant's tokens cannot be told apart. Train on one answer per conversation, or "
+                "give a template that only appends."
+            )
+        ids, starts = self._encode_marked(rendered.text, rendered.marks, {start for start, _ in spans})
+        # The turn ends with the last special token of its span; what follows it (a newline) is the template's.
+        learned = [
+            (start, max((mark[1] for mark in rendered.marks if start < mark[1] <= end), default=end))
+            for start, end in spans
+        ]
+        return ChatTokens(ids, [any(start <= at < end for start, end in learned) for at in starts])
+
+    def _encode_marked(
+        self, text: str, marks: Sequence[tuple[int, int, str]], cuts: set[int]
+    ) -> tuple[list[int], list[int]]:
+        """Encode text whose special tokens stand exactly at ``marks``; byte-level text is also cut at ``cuts``."""
+        ids: list[int] = []
+        starts: list[int] = []
+
+        def write(start: int, end: int) -> None:
+            inner = sorted(cut for cut in cuts if start < cut < end) if self._layout.is_cuttable else []
+            for left, right in zip([start, *inner], [*inner, end], strict=True):
+                if left < right:
+                    piece_ids, piece_starts = self._ordinary(text[left:right])
+                    ids.extend(piece_ids)
+                    starts.extend(left + at for at in piece_starts)
+
+        position = 0
+        for start, end, token in marks:
+            write(position, start)
+            ids.append(self.special_ids[token])
+            starts.append(start)
+            position = end
+        write(position, len(text))
+        return ids, starts
+
+    def _turn_end(self) -> int | None:
+        """Return the special token that ends an assistant's turn in the chat template, if there is one."""
+        if self._template is None:
+            return None
+        turns = [Message("user", "a"), Message("assistant", "b")]
+        try:
+            whole = self._template.render(turns)
+            spans = assistant_spans(self._template, turns, whole.text)
+        except ConfigError:
+            return None
+        if spans[0] is None:
+            return None
+        ends = [token for _, end, token in whole.marks if end > spans[0][0]]
+        return self.special_ids[ends[-1]] if ends else None
+
+    # -- files -----------------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> None:
+        """Write tokenizer.json, tokenizer_config.json and chat_template.jinja, readable by ``transformers``."""
+        folder = Path(folder)
+        with atomic_file(folder / "tokenizer.json") as handle:
+            handle.write(self._backend.to_str(pretty=True))
+        settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        write_json(folder / "tokenizer_config.json", settings | self._settings | self.roles)
+        if self._template is not None:
+            with atomic_file(folder / "chat_template.jinja") as handle:
+                handle.write(self._template.source)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How a tokenizer.json spells its pieces: read from its decoder and pre-tokenizer."""
+
+    is_byte_level: bool
+    is_cuttable: bool  # encoding a text in two parts gives the same text back
+    is_sentencepiece: bool
+
+    @staticmethod
+    def read(backend: tokenizers.Tokenizer) -> "_Layout":
+        steps = json.loads(backend.to_str())
+        decoder = json.dumps(steps.get("decoder"))
+        before = json.dumps([steps.get("pre_tokenizer"), steps.get("normalizer")])
+        is_byte_level = '"ByteLevel"' in decoder
+        is_prefixed = '"add_prefix_space": true' in before or '"Metaspace"' in before or '"Prepend"' in before
+        return _Layout(is_byte_level, is_byte_level and not is_prefixed, "\u2581" in decoder)
+
+    def piece_bytes(self, piece: str) -> bytes:
+        """Return the bytes of one piece of the vocabulary."""
+        if self.is_byte_level:
+            return unspell(piece)
+        if self.is_sentencepiece:
+            if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
+                return bytes([int(piece[3:5], 16)])
+            return piece.replace("\u2581", " ").encode("utf-8")
+        return piece.removeprefix("##").encode("utf-8")
+
+
+def _why_not_text(text: Any) -> str:
+    if not isinstance(text, str):
+        return f"The text to encode is a {type(text).__name__}; expected str."
+    at = next((i for i, char in enumerate(text) if 0xD800 <= ord(char) <= 0xDFFF), None)
+    if at is None:
+        return "The tokenizer refused the text."
+    return (
+        f"The text holds a lone surrogate {text[at]!r} at character {at}, which UTF-8 cannot hold. "
+        "Read the file with errors='replace', or remove the character."
+    )

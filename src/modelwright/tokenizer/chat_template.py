@@ -1,0 +1,261 @@
+"""Conversations to text: Jinja templates, rendered in a sandbox, with every special token accounted for.
+
+The one idea: what a person wrote never becomes a special token. Before rendering, each special token that occurs
+inside a message has one character exchanged for a private one that occurs nowhere else; whatever special tokens then
+stand in the rendered text were written by the template. A second rendering with *all* punctuation of the special
+tokens exchanged is the check: if it shows other special tokens, the message and the template had formed one
+together, and the second rendering is used. No fixed sentinel exists that a message could contain.
+
+Source: the rendering rules of ``transformers`` (trim_blocks, lstrip_blocks, loop controls, ``tojson``,
+``raise_exception``, ``strftime_now``, the ``generation`` tag). Not done: tools and documents as template arguments.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NoReturn
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import jinja2.sandbox
+
+from modelwright.base.errors import ConfigError, DataError
+from modelwright.base.types import Message
+
+CHATML = """\
+{%- for message in messages -%}
+{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- '<|im_start|>assistant\\n' -}}
+{%- endif -%}
+"""
+
+# For a published base model that has no template and no ChatML tokens: plain words, its own end token after answers.
+PLAIN = """\
+{{- bos_token -}}
+{%- for message in messages -%}
+{{- message['role'] | capitalize + ':' -}}
+{{- ' ' + message['content'] + (eos_token if message['role'] == 'assistant' else '') + '\\n\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- 'Assistant:' -}}
+{%- endif -%}
+"""
+
+_ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+_FIRST_PRIVATE = 0xF0000  # supplementary private use area A, then B
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A rendered conversation and where the template's own special tokens stand in it."""
+
+    text: str
+    marks: tuple[tuple[int, int, str], ...]  # start, end (characters), the token's text; in order
+
+
+class _GenerationTag(jinja2.ext.Extension):
+    """Accept ``{% generation %}``, which some templates use to mark the assistant's text, as its plain content."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: jinja2.parser.Parser) -> Any:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _to_json(value: Any, **options: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, **options)
+
+
+def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment
+
+
+def as_dicts(messages: Sequence[Message | Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return messages as the dictionaries that templates read, checked.
+
+    Content may be a text, None (nothing), or a list of ``{"type": "text", "text": ...}`` parts, which are joined.
+
+    Raises:
+        DataError: A message without a role, with a role that is not a plain word, or with content of another kind.
+    """
+    if isinstance(messages, str | bytes | Mapping | Message):
+        raise DataError(
+            f"messages is one {type(messages).__name__}; expected a list of messages with role and content."
+        )
+    result = []
+    for number, message in enumerate(messages):
+        if isinstance(message, Message):
+            row: dict[str, Any] = {"role": message.role, "content": message.content}
+        elif isinstance(message, Mapping):
+            row = dict(message)
+        else:
+            raise DataError(
+                f"messages[{number}] is a {type(message).__name__}; expected a mapping with role and content."
+            )
+        role = row.get("role")
+        if not isinstance(role, str) or not _ROLE.fullmatch(role):
+            raise DataError(f"messages[{number}] has the role {role!r}; expected system, user, assistant or tool.")
+        row["content"] = _text_of(row.get("content"), number)
+        result.append(row)
+    return result
+
+
+def _text_of(content: Any, number: int) -> str:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list) and all(isinstance(p, Mapping) and isinstance(p.get("text"), str) for p in content):
+        return "".join(part["text"] for part in content)
+    raise DataError(
+        f"messages[{number}] has content of type {type(content).__name__}; expected a text or a list of text parts. "
+        "Images and audio are not read here."
+    )
+
+
+def _map_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """Apply ``change`` to every text inside a JSON-like value; keys and the message's role stay."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: item if key == "role" else _map_texts(item, change) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_map_texts(item, change) for item in value]
+    return value
+
+
+def _texts(value: Any) -> Iterable[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            if key != "role":
+                yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
+
+
+class ChatTemplate:
+    """One compiled template with the special tokens of its tokenizer.
+
+    Args:
+        source: The Jinja text.
+        roles: Special tokens by role for the template's variables: ``{"bos_token": "<s>", ...}``.
+        specials: Every special token's text.
+
+    Raises:
+        ConfigError: The template is not valid Jinja.
+    """
+
+    def __init__(self, source: str, roles: Mapping[str, str], specials: Iterable[str]):
+        self.source = source
+        self._roles = dict(roles)
+        self._specials = sorted(specials, key=lambda text: (-len(text), text))
+        either = "|".join(re.escape(text) for text in self._specials) or r"(?!)"
+        self._mark = re.compile(either)
+        self._any_mark = re.compile(f"(?={either})")  # also finds overlapping ones
+        self._alphabet = sorted({c for text in self._specials for c in text if not c.isalnum() and not c.isspace()})
+        try:
+            self._compiled = _environment().from_string(source)
+        except jinja2.TemplateError as error:
+            raise ConfigError(
+                f"The chat template is not valid Jinja: {error}. Mend chat_template.jinja or give another template."
+            ) from error
+
+    def render(self, messages: Sequence[Message | Mapping[str, Any]], add_generation_prompt: bool = False) -> Rendered:
+        """Render a conversation.
+
+        Raises:
+            ConfigError: The template refused the conversation; the message carries its reason.
+            DataError: A message is malformed.
+        """
+        rows = as_dicts(messages)
+        written = set("".join(_texts(rows)))
+        private = self._private(written)
+        back = str.maketrans({hidden: char for char, hidden in private.items()})
+
+        def hide_tokens(text: str) -> str:
+            starts = {match.start() for match in self._any_mark.finditer(text)}
+            return "".join(private.get(c, c) if i in starts else c for i, c in enumerate(text)) if starts else text
+
+        rendered = self._fill(_map_texts(rows, hide_tokens), add_generation_prompt)
+        marks = self._marks(rendered)
+        if written.intersection(self._alphabet):
+            hide_all = str.maketrans({c: private[c] for c in self._alphabet})
+            strict = self._fill(
+                _map_texts(rows, lambda text: hide_tokens(text).translate(hide_all)), add_generation_prompt
+            )
+            strict_marks = self._marks(strict)
+            if [mark[2] for mark in marks] != [mark[2] for mark in strict_marks]:
+                rendered, marks = strict, strict_marks
+        return Rendered(rendered.translate(back), marks)
+
+    def _private(self, written: set[str]) -> dict[str, str]:
+        """Give each character that may be hidden a private one that no text here contains."""
+        taken = written | set(self.source) | set("".join(self._specials))
+        free = (char for char in map(chr, range(_FIRST_PRIVATE, 0x110000)) if char not in taken)
+        return {char: next(free) for char in sorted({*self._alphabet, *(text[0] for text in self._specials)})}
+
+    def _marks(self, text: str) -> tuple[tuple[int, int, str], ...]:
+        return tuple((match.start(), match.end(), match.group()) for match in self._mark.finditer(text))
+
+    def _fill(self, rows: list[dict[str, Any]], add_generation_prompt: bool) -> str:
+        try:
+            return self._compiled.render(
+                messages=rows,
+                add_generation_prompt=add_generation_prompt,
+                tools=None,
+                documents=None,
+                **self._roles,
+            )
+        except jinja2.TemplateError as error:
+            raise ConfigError(
+                f"The chat template refused the conversation: {error}. Roles were: "
+                f"{', '.join(row['role'] for row in rows) or 'none'}. Change the messages or use another template."
+            ) from error
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError, RecursionError) as error:
+            raise ConfigError(
+                f"The chat template failed on this conversation: {type(error).__name__}: {error}. "
+                "Mend chat_template.jinja or give another template."
+            ) from error
+
+
+def assistant_spans(
+    template: ChatTemplate, messages: Sequence[Message | Mapping[str, Any]], whole: str
+) -> list[tuple[int, int] | None]:
+    """Return, for each assistant message, where the text it must produce stands in ``whole``, in characters.
+
+    A span begins right after the generation prompt and ends where the turn's rendering ends. It is None where the
+    template is not prefix-preserving, that is, where the turns before read differently once later ones are there.
+    """
+    rows = as_dicts(messages)
+    spans: list[tuple[int, int] | None] = []
+    for number, row in enumerate(rows):
+        if row["role"] != "assistant":
+            continue
+        try:
+            before = template.render(rows[:number], add_generation_prompt=True).text
+            after = template.render(rows[: number + 1]).text
+        except ConfigError:  # some templates refuse a conversation that ends here
+            spans.append(None)
+            continue
+        spans.append((len(before), len(after)) if whole.startswith(after) and after.startswith(before) else None)
+    return spans
