@@ -1,0 +1,250 @@
+"""The application: every route, the checks at the front door, and the server that runs it.
+
+It listens on this machine only unless told otherwise, answers no other site's scripts, and reads no file on request.
+There are no keys yet: whoever can reach the address can ask.
+"""
+
+import contextlib
+import errno
+import functools
+import ipaddress
+import secrets
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from modelwright.base.errors import DeviceError, RequestError
+from modelwright.serve.errors import error_body, error_response, install_handlers
+from modelwright.serve.metrics import Metrics
+from modelwright.serve.openai_api import OpenAIRoutes
+from modelwright.serve.page import CONTENT_SECURITY_POLICY, PageRoutes
+from modelwright.serve.served import ServeConfig, Served
+from modelwright.serve.web import (
+    ASGIApp,
+    ClientDisconnect,
+    FastAPI,
+    JSONResponse,
+    Message,
+    Receive,
+    Response,
+    Scope,
+    Send,
+    uvicorn,
+)
+
+if TYPE_CHECKING:  # a server of documents alone needs no engine, so importing this room loads none
+    from modelwright.engine.stream import AsyncEngine
+    from modelwright.rag.index import Index
+    from modelwright.tokenizer.bpe import Tokenizer
+
+__all__ = ["ServeConfig", "check_port", "create_app", "serve"]
+
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+SECURITY_HEADERS = [
+    (b"content-security-policy", CONTENT_SECURITY_POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+]
+
+
+def create_app(
+    config: ServeConfig,
+    engine: "AsyncEngine | None",
+    tokenizer: "Tokenizer | None",
+    model_name: str,
+    index: "Index | None",
+    page: Path | None,
+) -> FastAPI:
+    """Return the application over an engine, an index of documents, or both.
+
+    Args:
+        engine: None serves the documents alone; answers are then quotes.
+        tokenizer: The engine's.
+        model_name: What clients call the language model; the documents answer under it with ``-documents`` added.
+        page: Folder of the web page's files; None serves no page.
+
+    Raises:
+        ConfigError: There is nothing to serve, or the parts contradict each other.
+    """
+    served = Served(config, engine, tokenizer, model_name, index)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await served.close()
+
+    # The framework's own documentation pages load scripts from another host; only the plain document is kept.
+    app = FastAPI(title="modelwright", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.state.served = served
+    install_handlers(app)
+    OpenAIRoutes(served).install(app)
+    PageRoutes(served, page).install(app)
+    HealthRoutes(served).install(app)
+    app.add_middleware(FrontDoor, metrics=served.metrics, allowed_hosts=config.allowed_hosts)  # type: ignore[arg-type]
+    return app
+
+
+class HealthRoutes:
+    """What an operator's probes ask."""
+
+    def __init__(self, served: Served):
+        self.served = served
+
+    def install(self, app: FastAPI) -> None:
+        """Add the routes to ``app``."""
+        app.add_api_route("/health/live", self.live, methods=["GET"])
+        app.add_api_route("/health/ready", self.ready, methods=["GET"])
+        app.add_api_route("/metrics", self.metrics, methods=["GET"])
+
+    async def live(self) -> JSONResponse:
+        """Say that the process answers."""
+        return JSONResponse({"status": "live"})
+
+    async def ready(self) -> JSONResponse:
+        """Say whether requests are being worked on: the engine runs, and it moves while there is work."""
+        served = self.served
+        silence, limit = served.silence_seconds(), served.config.stall_seconds
+        problem = None
+        if served.engine is not None and not served.engine.is_healthy:
+            problem = f"The engine has stopped: {served.engine.error or 'it was told to'}"
+        elif silence > limit:
+            problem = f"Requests run, but nothing has moved for {silence:.0f} seconds; {limit:g} are allowed."
+        if problem is not None:
+            body = error_body(problem, status=503, code="not_ready")
+            return JSONResponse(body, status_code=503, headers={"retry-after": "1"})
+        stats = served.engine.stats() if served.engine is not None else None
+        facts = {"running": stats.running, "waiting": stats.waiting, "steps": stats.num_steps} if stats else {}
+        return JSONResponse({"status": "ready", "silent_seconds": round(silence, 3), **facts})
+
+    async def metrics(self) -> Response:
+        """Send all counts in Prometheus' text format."""
+        return Response(self.served.metrics.render(), media_type="text/plain; version=0.0.4")
+
+
+class FrontDoor:
+    """What every request passes: request ids, security headers, and a refusal of other sites' scripts.
+
+    A page of another site may send requests to this machine from a visitor's browser. Its ``Origin`` gives it away;
+    a name that it made point here (DNS rebinding) shows in ``Host``, which must be this machine's own name when the
+    request came over the loopback address. Programs send no ``Origin`` and are not concerned.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, allowed_hosts: tuple[str, ...]):
+        self.app = app
+        self.metrics = metrics
+        self.allowed_hosts = frozenset(h.lower() for h in allowed_hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let one request through, or refuse it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        request_id = headers.get(b"x-request-id", "")
+        if not (request_id.isascii() and request_id.isprintable() and 0 < len(request_id) <= 128):
+            request_id = secrets.token_hex(12)
+        scope["path"] = _single_slashes(scope["path"])
+
+        is_started = False
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal is_started
+            if message["type"] == "http.response.start":
+                is_started = True
+                own = [*SECURITY_HEADERS, (b"x-request-id", request_id.encode())]
+                message["headers"] = [*message.get("headers", []), *own]
+                route = getattr(scope.get("route"), "path", "other")
+                self.metrics.requests.labels(route, str(message["status"])).inc()
+            await send(message)
+
+        server = (scope.get("server") or ("",))[0] or ""
+        refusal = self._refusal(server, headers.get(b"host", ""), headers.get(b"origin"))
+        if refusal is not None:
+            await error_response(refusal)(scope, receive, send_with_headers)
+            return
+        try:
+            await self.app(scope, receive, send_with_headers)
+        except ClientDisconnect:
+            pass  # it left while sending its body
+        except Exception as error:
+            if is_started:
+                raise
+            await error_response(error)(scope, receive, send_with_headers)
+
+    def _refusal(self, server: str, host: str, origin: str | None) -> RequestError | None:
+        names = self.allowed_hosts | (LOOPBACK_NAMES if _is_loopback(server) else frozenset())
+        if names and _host_name(host) not in names:
+            message = f"This server is not called {host!r}. Use one of: {', '.join(sorted(names))}."
+            return RequestError(message, code="unknown_host", status=403)
+        if origin is not None and origin.partition("://")[2].lower() != host.lower():
+            message = f"A page of {origin} may not use this server; only its own page may."
+            return RequestError(message, code="foreign_origin", status=403)
+        return None
+
+
+def _single_slashes(path: str) -> str:
+    # A base URL configured with a slash at its end makes clients ask for /v1//models.
+    while "//" in path:
+        path = path.replace("//", "/")
+    return path
+
+
+def _host_name(host: str) -> str:
+    """Return the name in a Host header, without its port.
+
+    >>> _host_name("localhost:8000"), _host_name("[::1]:8000"), _host_name("Example.org")
+    ('localhost', '[::1]', 'example.org')
+    """
+    if host.startswith("["):
+        return host.partition("]")[0].lower() + "]"
+    return host.partition(":")[0].lower()
+
+
+@functools.cache
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+def check_port(host: str, port: int) -> None:
+    """See whether a server can listen here, before anything heavy is loaded.
+
+    Raises:
+        DeviceError: The port is in use, or this machine may not listen there; the message says what to do.
+    """
+    if not 0 <= port <= 65535:
+        raise DeviceError(f"The port is {port}; ports are 1 to 65535. Give another with --port.")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen(1)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            message = (
+                f"Port {port} of {host} is in use by another program. "
+                f"Stop that program, or choose another port, for example --port {port + 1}."
+            )
+        elif error.errno == errno.EACCES:
+            message = f"Port {port} of {host} needs privileges that this user lacks. Choose one above 1023 with --port."
+        else:
+            message = f"This machine cannot listen on {host}, port {port}: {error}. Check the address and the port."
+        raise DeviceError(message) from error
+
+
+def serve(app: FastAPI, host: str = "127.0.0.1", port: int = 8000) -> None:
+    """Run the application until it is interrupted.
+
+    Raises:
+        DeviceError: The port is in use.
+    """
+    check_port(host, port)
+    # Open streams would hold a shutdown up for as long as they last.
+    config = uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=5)
+    uvicorn.Server(config).run()

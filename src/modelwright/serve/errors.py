@@ -1,0 +1,71 @@
+"""Errors as OpenAI clients read them: ``{"error": {"message", "type", "param", "code"}}``.
+
+One rule above all: a client's mistake is never 5xx, because clients retry 5xx. What the house raises on purpose
+keeps its own words; anything else is a fault of ours, is logged with its traceback and told without details.
+"""
+
+import logging
+from typing import Any
+
+from modelwright.base.errors import CapacityError, DataError, ModelwrightError, RequestError
+from modelwright.serve.web import FastAPI, HTTPException, JSONResponse, Request, Response
+
+LOG = logging.getLogger(__name__)
+RETRY_AFTER_SECONDS = "1"
+# What OpenAI calls the kind of error, by HTTP status.
+TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error", 503: "service_unavailable"}
+
+
+class EngineDownError(ModelwrightError):
+    """The engine has stopped; no request can be answered until the server is started again."""
+
+
+def error_body(message: str, *, status: int, code: str | None = None, param: str | None = None) -> dict[str, Any]:
+    """Return the OpenAI error body for a status."""
+    kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def describe(error: Exception) -> tuple[int, dict[str, Any]]:
+    """Return the HTTP status and the error body that tell a client what happened."""
+    if isinstance(error, RequestError):
+        return error.status, error_body(str(error), status=error.status, code=error.code, param=error.param)
+    if isinstance(error, CapacityError):
+        return 503, error_body(str(error), status=503, code="overloaded")
+    if isinstance(error, EngineDownError):
+        return 503, error_body(str(error), status=503, code="engine_down")
+    if isinstance(error, DataError):
+        return 400, error_body(str(error), status=400, code="invalid_data")
+    if isinstance(error, HTTPException):
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
+        return error.status_code, error_body(str(error.detail), status=error.status_code, code=code)
+    LOG.exception("A request failed for a reason of ours.", exc_info=error)
+    message = (
+        "The server failed to answer; the reason is in its log. This is a fault of the server, not of the request."
+    )
+    return 500, error_body(message, status=500, code="internal_error")
+
+
+def error_response(error: Exception) -> Response:
+    """Return the HTTP answer to a failed request."""
+    status, body = describe(error)
+    headers = {"retry-after": RETRY_AFTER_SECONDS} if status in (429, 503) else {}
+    if isinstance(error, HTTPException) and error.headers:
+        headers.update(error.headers)
+    return JSONResponse(body, status_code=status, headers=headers)
+
+
+async def _handle(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException) and error.status_code == 404:
+        error = HTTPException(404, f"There is nothing at {request.method} {request.url.path}.")
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        message = f"{request.url.path} does not take {request.method}; use {allowed}."
+        error = HTTPException(405, message, headers=error.headers)
+    return error_response(error)
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Make the errors that ``app`` raises on purpose leave in the OpenAI form."""
+    for kind in (ModelwrightError, HTTPException):
+        app.add_exception_handler(kind, _handle)

@@ -1,0 +1,268 @@
+"""What every field of a request means here: implemented, harmless, or refused by name. None is silently ignored.
+
+*Implemented* fields change the answer. *Harmless* ones are notes for the operator of a cloud service; their type is
+checked and that is all. *Neutral* ones ask for something this server does not do, and pass only with the value that
+asks for nothing. Any other name is refused, so a misspelt ``temprature`` never passes for an obeyed one.
+
+Source: the OpenAI API reference, and the request fields of its Python client 3.52.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from modelwright.base.errors import RequestError
+from modelwright.base.types import Message, SamplingParams
+
+MAX_STOPS = 16
+MAX_MESSAGES = 4096
+SEED_LIMIT = 2**63
+
+SAMPLING = frozenset({"temperature", "top_p", "top_k", "max_tokens", "seed", "stop", "ignore_eos"})
+STREAMING = frozenset({"model", "stream", "stream_options"})
+CHAT = SAMPLING | STREAMING | {"messages", "max_completion_tokens"}
+COMPLETIONS = SAMPLING | STREAMING | {"prompt"}
+
+HARMLESS: dict[str, type] = {
+    "user": str,
+    "metadata": dict,
+    "safety_identifier": str,
+    "prompt_cache_key": str,
+    "prompt_cache_retention": str,
+    "prompt_cache_options": dict,
+    "parallel_tool_calls": bool,  # without tools there is nothing to run in parallel
+}
+# Field -> the values, beside null, that ask for nothing.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "echo": (False,),
+    "suffix": ("",),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "logit_bias": ({},),
+    "tools": ([],),
+    "functions": ([],),
+    "tool_choice": ("none", "auto"),  # without tools both mean: answer in words
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "moderation": (),
+    "web_search_options": (),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    "store": (False,),
+    "service_tier": ("auto", "default"),
+}
+# Message fields that a client sends back from an earlier answer, ours included; they carry no new words.
+MESSAGE_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "refusal": (),
+    "audio": (),
+    "function_call": (),
+    "tool_calls": ([],),
+    "annotations": ([],),
+}
+MESSAGE_HARMLESS = frozenset({"name", "citations", "mode", "is_supported", "question"})
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """Whether the answer streams, and whether a last chunk tells the usage."""
+
+    is_on: bool
+    include_usage: bool
+
+
+def refuse(name: str, value: Any, expected: str, code: str = "invalid_type") -> NoReturn:
+    """Raise the error that names a field, its value and what it must be."""
+    shown = json.dumps(value, default=str)
+    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    raise RequestError(f"{name} is {shown}; it must be {expected}.", param=name, code=code)
+
+
+def check_names(body: Mapping[str, Any], implemented: frozenset[str]) -> None:
+    """Refuse every field that this server would have to ignore.
+
+    >>> check_names({"temperature": 0, "user": "me", "n": 1}, CHAT)
+    >>> check_names({"logit_bias": {"5": 1}}, CHAT)
+    Traceback (most recent call last):
+    ...
+    modelwright.base.errors.RequestError: logit_bias is not supported by this server. Leave it out, or send null or {}.
+    """
+    for name, value in body.items():
+        if name in implemented or (value is None and name in HARMLESS):
+            continue
+        if name in HARMLESS:
+            if not isinstance(value, HARMLESS[name]):
+                refuse(name, value, {str: "a text", dict: "an object", bool: "true or false"}[HARMLESS[name]])
+        elif name in NEUTRAL:
+            _check_neutral(name, value, NEUTRAL[name], name)
+        else:
+            raise RequestError(f"Unrecognized field: {name}.", param=name, code="unknown_parameter")
+
+
+def _check_neutral(name: str, value: Any, neutral: tuple[Any, ...], param: str) -> None:
+    if value is None or any(value == n and isinstance(value, bool) == isinstance(n, bool) for n in neutral):
+        return
+    what = f"{name} is not supported by this server."
+    if name == "response_format":
+        kind = value.get("type") if isinstance(value, dict) else value
+        what = f"'response_format' of type {kind!r} is not supported with this model."
+    choices = " or ".join(["null", *(json.dumps(n) for n in neutral)])
+    raise RequestError(f"{what} Leave it out, or send {choices}.", param=param, code="unsupported_parameter")
+
+
+def number(body: Mapping[str, Any], name: str, default: float) -> float:
+    """Return a number field, or the default when it is absent or null."""
+    value = body.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or abs(value) > 1e300:
+        refuse(name, value, "a number")
+    return float(value)
+
+
+def whole(body: Mapping[str, Any], name: str, default: int | None) -> int | None:
+    """Return a whole-number field within 64 bits, or the default when it is absent or null."""
+    value = body.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int) or not -SEED_LIMIT <= value < SEED_LIMIT:
+        refuse(name, value, "a whole number of at most 64 bits")
+    return value
+
+
+def flag(body: Mapping[str, Any], name: str) -> bool:
+    """Return a true-or-false field; absent and null mean false."""
+    value = body.get(name)
+    if value is not None and not isinstance(value, bool):
+        refuse(name, value, "true or false")
+    return bool(value)
+
+
+def stop_texts(body: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the stop texts, given as one text or a list."""
+    value = body.get("stop")
+    texts = [value] if isinstance(value, str) else value or []
+    if not isinstance(texts, list) or not all(isinstance(t, str) and t for t in texts) or len(texts) > MAX_STOPS:
+        refuse("stop", value, f"a non-empty text or a list of at most {MAX_STOPS} of them")
+    return tuple(texts)
+
+
+def max_tokens(body: Mapping[str, Any]) -> int | None:
+    """Return the completion length asked for; both spellings mean the same and must not disagree."""
+    old, new = whole(body, "max_tokens", None), whole(body, "max_completion_tokens", None)
+    if old is not None and new is not None and old != new:
+        refuse("max_tokens", old, f"left out, or equal to max_completion_tokens ({new})", "invalid_value")
+    asked = new if new is not None else old
+    if asked is not None and asked < 1:
+        name = "max_completion_tokens" if new is not None else "max_tokens"
+        refuse(name, asked, "at least 1", "invalid_value")
+    return asked
+
+
+def sampling(body: Mapping[str, Any], length: int) -> SamplingParams:
+    """Return the sampling settings of a request whose completion may have ``length`` tokens."""
+    temperature = number(body, "temperature", 1.0)
+    if temperature > 2:
+        refuse("temperature", temperature, "between 0 and 2", "invalid_value")
+    return SamplingParams(
+        temperature=temperature,
+        top_p=number(body, "top_p", 1.0),
+        top_k=whole(body, "top_k", 0) or 0,
+        max_tokens=length,
+        seed=whole(body, "seed", None),
+        stop=stop_texts(body),
+        ignore_eos=flag(body, "ignore_eos"),
+    )
+
+
+def streaming(body: Mapping[str, Any]) -> Streaming:
+    """Return how the answer is to be sent."""
+    is_on = flag(body, "stream")
+    options = body.get("stream_options")
+    if options is None:
+        return Streaming(is_on, False)
+    if not isinstance(options, dict):
+        refuse("stream_options", options, 'an object such as {"include_usage": true}')
+    if not is_on:
+        refuse("stream_options", options, "left out unless stream is true", "invalid_value")
+    for name in options:
+        if name == "include_obfuscation" and not options[name]:
+            continue
+        if name != "include_usage":
+            raise RequestError(
+                f"Unrecognized field: stream_options.{name}.", param=f"stream_options.{name}", code="unknown_parameter"
+            )
+    return Streaming(True, flag(options, "include_usage"))
+
+
+def messages(body: Mapping[str, Any]) -> list[Message]:
+    """Return the conversation of a chat request."""
+    turns = body.get("messages")
+    if not isinstance(turns, list) or not 1 <= len(turns) <= MAX_MESSAGES:
+        refuse("messages", turns, f"a list of 1 to {MAX_MESSAGES} messages")
+    return [_message(turn, f"messages[{i}]") for i, turn in enumerate(turns)]
+
+
+def _message(turn: Any, where: str) -> Message:
+    if not isinstance(turn, dict):
+        refuse(where, turn, "an object with role and content")
+    role = turn.get("role")
+    if not isinstance(role, str) or role not in ROLES:
+        is_tool = role in ("tool", "function")
+        refuse(
+            f"{where}.role",
+            role,
+            "system, developer, user or assistant" + ("; tools are not supported" if is_tool else ""),
+            "unsupported_parameter" if is_tool else "invalid_value",
+        )
+    for name, value in turn.items():
+        if name in MESSAGE_NEUTRAL:
+            _check_neutral(f"{where}.{name}", value, MESSAGE_NEUTRAL[name], f"{where}.{name}")
+        elif name not in MESSAGE_HARMLESS and name not in ("role", "content"):
+            raise RequestError(
+                f"Unrecognized field: {where}.{name}.", param=f"{where}.{name}", code="unknown_parameter"
+            )
+    return Message(ROLES[role], _content(turn.get("content"), f"{where}.content"))
+
+
+def _content(content: Any, where: str) -> str:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        refuse(where, content, 'a text, or a list of {"type": "text", "text": ...} parts')
+    texts = []
+    for i, part in enumerate(content):
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            kind = part.get("type") if isinstance(part, dict) else part
+            refuse(f"{where}[{i}]", kind, "a part of type text; this model reads text only", "unsupported_parameter")
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+def prompts(body: Mapping[str, Any], most: int) -> list[str | list[int]]:
+    """Return the prompts of a completion request: one text, token ids, or a list of either."""
+    prompt = body.get("prompt")
+    expected = f"a text, a list of token ids, or a list of at most {most} of them"
+    if isinstance(prompt, str):
+        return [prompt]
+    if not isinstance(prompt, list) or not prompt:
+        refuse("prompt", prompt, expected)
+    if are_ids(prompt):
+        return [prompt]
+    is_list = all(isinstance(p, str) or (isinstance(p, list) and p and are_ids(p)) for p in prompt)
+    if not is_list or len(prompt) > most:
+        refuse("prompt", prompt, expected)
+    return prompt
+
+
+def are_ids(value: Sequence[Any]) -> bool:
+    """Return whether every item is a whole number."""
+    return all(isinstance(i, int) and not isinstance(i, bool) for i in value)

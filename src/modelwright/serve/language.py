@@ -1,0 +1,104 @@
+"""The language model behind a name: prompts to token ids, token ids to pieces of text."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any
+
+from modelwright.base.errors import ConfigError, ModelwrightError, RequestError
+from modelwright.base.types import Message, SamplingParams
+from modelwright.serve import fields
+from modelwright.serve.errors import EngineDownError
+from modelwright.serve.served import Piece, Served
+
+LEGACY_MAX_TOKENS = 16  # what /v1/completions has always meant by no max_tokens
+
+
+async def encode(served: Served, text: str) -> list[int]:
+    """Return the ids of a text, made in a thread because a long one takes a while."""
+    assert served.tokenizer is not None
+    return await asyncio.to_thread(served.tokenizer.encode, text)
+
+
+async def chat_ids(served: Served, messages: Sequence[Message]) -> list[int]:
+    """Return the ids of a conversation that waits for the assistant's answer.
+
+    Raises:
+        RequestError: The model's chat template refuses the conversation, for its order of roles for example.
+    """
+    assert served.tokenizer is not None
+    try:
+        return await asyncio.to_thread(served.tokenizer.apply_chat_template, messages, add_generation_prompt=True)
+    except ConfigError as error:
+        raise RequestError(str(error), param="messages", code="invalid_value") from error
+
+
+def room(served: Served, num_prompt: int, asked: int | None, default: int | None, param: str) -> int:
+    """Return how many tokens the completion may have.
+
+    Args:
+        asked: What the request says; None takes ``default``.
+        default: None means all that the context leaves.
+
+    Raises:
+        RequestError: Prompt and completion do not fit the context; the code is ``context_length_exceeded``.
+    """
+    limit = served.max_context
+    left = limit - num_prompt
+    wanted = asked if asked is not None else min(default or left, left)
+    if left < 1 or wanted > left:
+        parts = f"{num_prompt} in the {param}" + (f", {asked} for the completion" if asked is not None else "")
+        raise RequestError(
+            f"This model's maximum context length is {limit} tokens. However, you asked for "
+            f"{num_prompt + max(wanted, 1)} tokens ({parts}). Shorten the {param} or ask for fewer tokens.",
+            param=param,
+            code="context_length_exceeded",
+        )
+    return wanted
+
+
+async def generate(served: Served, prompt_ids: Sequence[int], params: SamplingParams) -> AsyncGenerator[Piece, None]:
+    """Yield the pieces of one completion; closing the generator ends the request and frees its blocks.
+
+    Raises:
+        EngineDownError: The engine stopped before the completion was whole.
+    """
+    assert served.engine is not None
+    try:
+        async with contextlib.aclosing(served.engine.stream_tokens(prompt_ids, params)) as deltas:
+            async for delta in deltas:
+                if delta.text or delta.finish_reason is not None:
+                    yield Piece(delta.text, delta.finish_reason, delta.usage)
+    except ModelwrightError as error:
+        if served.engine.is_healthy:
+            raise
+        raise EngineDownError(f"The engine has stopped: {error} Start the server again.") from error
+
+
+async def chat_pieces(served: Served, body: Mapping[str, Any]) -> AsyncGenerator[Piece, None]:
+    """Check a chat request and return the pieces of its answer."""
+    messages = fields.messages(body)
+    asked = fields.max_tokens(body)
+    fields.sampling(body, asked or 1)  # what is wrong with a setting is said before a long text is read
+    ids = await chat_ids(served, messages)
+    return generate(served, ids, fields.sampling(body, room(served, len(ids), asked, None, "messages")))
+
+
+async def completion_pieces(
+    served: Served, prompt: str | Sequence[int], body: Mapping[str, Any]
+) -> AsyncGenerator[Piece, None]:
+    """Check one prompt of a completion request and return the pieces of its answer."""
+    asked = fields.max_tokens(body)
+    fields.sampling(body, asked or 1)
+    ids = await encode(served, prompt) if isinstance(prompt, str) else list(prompt)
+    return generate(served, ids, fields.sampling(body, room(served, len(ids), asked, LEGACY_MAX_TOKENS, "prompt")))
+
+
+def check_ids(value: Any, param: str, vocab_size: int) -> list[int]:
+    """Return token ids that the model knows."""
+    if not isinstance(value, list) or not fields.are_ids(value):
+        fields.refuse(param, value, "a list of token ids")
+    wrong = next((i for i in value if not 0 <= i < vocab_size), None)
+    if wrong is not None:
+        fields.refuse(param, wrong, f"an id of this model, 0 to {vocab_size - 1}", "invalid_value")
+    return list(value)

@@ -1,0 +1,71 @@
+"""The shapes of OpenAI's answers: whole completions, chunks of a stream, and usage.
+
+Field by field what clients depend on: ``id`` prefixes, ``object`` names, ``model`` as it was asked for, ``logprobs``
+present and null, the role in the first chunk, an empty ``choices`` list in the chunk that tells the usage.
+"""
+
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from modelwright.base.types import Usage
+
+
+def usage_object(usage: Usage) -> dict[str, Any]:
+    """Return the usage as clients read it."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+def sum_usage(usages: list[Usage]) -> Usage:
+    """Return the usage of several prompts together."""
+    return Usage(
+        sum(u.prompt_tokens for u in usages),
+        sum(u.completion_tokens for u in usages),
+        sum(u.cached_tokens for u in usages),
+    )
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The frame around every object of one answer."""
+
+    model: str
+    prefix: str  # "chatcmpl" or "cmpl"
+    id: str = field(default_factory=lambda: secrets.token_hex(12))
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def frame(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return an object of the answer."""
+        return {
+            "id": f"{self.prefix}-{self.id}",
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+        }
+
+    def chat(self, text: str, finish_reason: str | None, extra: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a whole chat completion."""
+        message = {"role": "assistant", "content": text, "refusal": None, **extra}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
+        return self.frame("chat.completion", [choice])
+
+    def chat_chunk(self, delta: Mapping[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+        """Return one chunk of a streamed chat completion."""
+        choice = {"index": 0, "delta": dict(delta), "logprobs": None, "finish_reason": finish_reason}
+        return self.frame("chat.completion.chunk", [choice])
+
+    def text_choice(self, index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
+        """Return one choice of a text completion; streamed and whole ones look alike."""
+        return {"index": index, "text": text, "logprobs": None, "finish_reason": finish_reason}
+
+    def usage_chunk(self, kind: str, usage: Usage) -> dict[str, Any]:
+        """Return the last chunk of a stream that was asked to tell its usage."""
+        return {**self.frame(kind, []), "usage": usage_object(usage)}

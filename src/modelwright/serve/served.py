@@ -1,0 +1,166 @@
+"""What one server serves, and how it is set up: the engine, the tokenizer, the documents, and their names.
+
+Two models may stand behind one address. ``NAME`` is the language model; ``NAME-documents`` answers from the
+indexed documents and cites them. Both produce a stream of `Piece`, so one code path answers for both.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from modelwright.base.errors import CapacityError, ConfigError, RequestError
+from modelwright.base.types import FinishReason, Usage
+from modelwright.serve.errors import EngineDownError
+from modelwright.serve.metrics import Metrics
+
+if TYPE_CHECKING:  # a server of documents alone needs no engine, so importing this room loads none
+    from modelwright.engine.stream import AsyncEngine
+    from modelwright.rag.index import Index
+    from modelwright.tokenizer.bpe import Tokenizer
+
+DOCUMENTS_SUFFIX = "-documents"
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """How a server is built. The address is not part of it: the same application can listen anywhere."""
+
+    answer_mode: Literal["extractive", "generated"] = "extractive"  # who writes answers: the documents, or the model
+    num_passages: int = 5  # passages that an answer may draw on
+    examples: tuple[str, ...] = ()  # questions that the page offers; empty: made from document titles
+    max_body_bytes: int = 16 * 1024 * 1024
+    body_timeout_seconds: float = 30.0  # for the body of a request to arrive
+    max_waiting: int = 256  # requests in the queue before new ones are told to come back
+    max_prompts: int = 128  # prompts in one completion request
+    num_threads: int = 8  # answers from the documents worked on at once
+    stall_seconds: float = 60.0  # without a token while requests run: not ready
+    allowed_hosts: tuple[str, ...] = ()  # names to be called by, beside localhost; empty off loopback: any
+
+    def __post_init__(self) -> None:
+        for name in ("num_passages", "max_body_bytes", "max_waiting", "max_prompts", "num_threads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"serve.{name} is {getattr(self, name)}; it must be at least 1.")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of an answer while it streams; the last one carries the reason, the usage and any extension fields."""
+
+    text: str
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Pulse:
+    """Whether work moves: how many requests run, and when one of them last got a piece."""
+
+    def __init__(self) -> None:
+        self.num_running = 0
+        self.num_steps = 0
+        self.last_seconds = time.monotonic()
+
+    def start(self) -> None:
+        """Note a new request; the silence is counted from the first of them."""
+        if self.num_running == 0:
+            self.beat()
+        self.num_running += 1
+
+    def stop(self) -> None:
+        """Note the end of a request, whatever it was."""
+        self.num_running -= 1
+
+    def beat(self) -> None:
+        """Note that a request got on."""
+        self.last_seconds = time.monotonic()
+
+    def see_step(self, num_steps: int) -> None:
+        """Count a step of the engine as progress: a long prompt takes many before its first token."""
+        if num_steps != self.num_steps:
+            self.num_steps = num_steps
+            self.beat()
+
+    def silence_seconds(self) -> float:
+        """Return the seconds since work last moved; 0 when there is none to do."""
+        return time.monotonic() - self.last_seconds if self.num_running else 0.0
+
+
+class Served:
+    """The parts that the routes of one application share."""
+
+    def __init__(
+        self,
+        config: ServeConfig,
+        engine: "AsyncEngine | None",
+        tokenizer: "Tokenizer | None",
+        model_name: str,
+        index: "Index | None",
+    ):
+        if engine is None and index is None:
+            raise ConfigError("There is nothing to serve: give a model, an index of documents, or both.")
+        if engine is not None and tokenizer is None:
+            raise ConfigError("The model has no tokenizer; give the one that it was trained with.")
+        if engine is None and config.answer_mode == "generated":
+            raise ConfigError("serve.answer_mode is 'generated', which needs a model; give one, or use 'extractive'.")
+        self.config = config
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.model_name = model_name
+        self.index = index
+        self.created = int(time.time())
+        self.pulse = Pulse()
+        self.metrics = Metrics(engine.stats if engine is not None else None)
+        self.pool = ThreadPoolExecutor(config.num_threads, thread_name_prefix="documents")
+
+    @property
+    def documents_name(self) -> str:
+        """The name under which the documents answer."""
+        return self.model_name + DOCUMENTS_SUFFIX
+
+    @property
+    def model_names(self) -> list[str]:
+        """The names that a request can give as its model."""
+        names = [self.model_name] if self.engine is not None else []
+        return names + ([self.documents_name] if self.index is not None else [])
+
+    def check_model(self, name: Any) -> str:
+        """Return the model that a request names; a missing or unknown name is the client's error."""
+        if not isinstance(name, str):
+            message = f"model is {name!r}; it must be one of: {', '.join(self.model_names)}."
+            raise RequestError(message, param="model", code="invalid_type")
+        if name not in self.model_names:
+            message = f"The model {name!r} is not served here. Served: {', '.join(self.model_names)}."
+            raise RequestError(message, param="model", code="model_not_found", status=404)
+        return name
+
+    @property
+    def max_context(self) -> int:
+        """Tokens of prompt and completion together that the language model takes."""
+        assert self.engine is not None
+        return self.engine.engine.max_context
+
+    def silence_seconds(self) -> float:
+        """Return the seconds since work last moved: a piece of an answer, or a step of the engine."""
+        if self.engine is not None:
+            self.pulse.see_step(self.engine.stats().num_steps)
+        return self.pulse.silence_seconds()
+
+    def admit(self) -> None:
+        """Turn a request away when it cannot be served now.
+
+        Raises:
+            EngineDownError: The engine has stopped.
+            CapacityError: The queue is full.
+        """
+        if self.engine is not None and not self.engine.is_healthy:
+            raise EngineDownError(f"The engine has stopped: {self.engine.error or ''} Start the server again.")
+        waiting = self.engine.stats().waiting if self.engine is not None else 0
+        if waiting >= self.config.max_waiting:
+            raise CapacityError(f"{waiting} requests wait already, the most that this server queues. Try again soon.")
+
+    async def close(self) -> None:
+        """Wait for the threads, while the loop that they may be waiting for still runs."""
+        await asyncio.to_thread(self.pool.shutdown, True, cancel_futures=True)

@@ -1,0 +1,35 @@
+"""The web framework, in one place: FastAPI is an optional extra, and its absence is told in words.
+
+The rest of this room imports these names from here.
+"""
+
+from modelwright.base.errors import MissingExtraError
+
+try:
+    import prometheus_client
+    import uvicorn
+    from fastapi import FastAPI, Request
+    from fastapi.responses import JSONResponse, Response
+    from starlette.concurrency import run_in_threadpool
+    from starlette.exceptions import HTTPException
+    from starlette.requests import ClientDisconnect
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+except ImportError as error:
+    raise MissingExtraError(error.name or "fastapi", "serve", "The server") from error
+
+__all__ = [
+    "ASGIApp",
+    "ClientDisconnect",
+    "FastAPI",
+    "HTTPException",
+    "JSONResponse",
+    "Message",
+    "Receive",
+    "Request",
+    "Response",
+    "Scope",
+    "Send",
+    "prometheus_client",
+    "run_in_threadpool",
+    "uvicorn",
+]

@@ -1,0 +1,79 @@
+// Talking to the server: facts, documents, and a streamed answer. Every failure leaves as an Error in plain words.
+
+const GONE = "The server does not answer. It may have been stopped. Start it again, then ask once more.";
+const BROKEN = "The answer broke off before it was complete. Ask again.";
+
+async function request(path, options) {
+  let response;
+  try {
+    response = await fetch(path, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Error(GONE);
+  }
+  if (!response.ok) throw new Error(await reason(response));
+  return response;
+}
+
+async function reason(response) {
+  try {
+    return (await response.json()).error.message;
+  } catch {
+    return `The server answered with an error (${response.status}) and gave no reason.`;
+  }
+}
+
+/** What is served: model, name, mode, num_documents, examples. */
+export async function readInfo() {
+  return (await request("/api/info")).json();
+}
+
+/** One document of the index: id, title, text. */
+export async function readDocument(id) {
+  return (await request(`/api/document?id=${encodeURIComponent(id)}`)).json();
+}
+
+/** Ask, and yield {text} pieces, then one {citations, mode, is_supported, finish_reason}. Aborting the signal stops it. */
+export async function* ask(model, messages, signal) {
+  const response = await request("/v1/chat/completions", {
+    method: "POST",
+    headers: { "content-type": "application/json" },
+    body: JSON.stringify({ model, messages, stream: true }),
+    signal,
+  });
+  let isDone = false;
+  for await (const data of events(response.body.getReader())) {
+    if (data === "[DONE]") {
+      isDone = true;
+      break;
+    }
+    const chunk = JSON.parse(data);
+    if (chunk.error) throw new Error(chunk.error.message);
+    const choice = chunk.choices[0];
+    if (choice?.delta.content) yield { text: choice.delta.content };
+    if (choice?.finish_reason) yield { ...choice.delta, finish_reason: choice.finish_reason };
+  }
+  if (!isDone) throw new Error(BROKEN);
+}
+
+/** Yield the data of each server-sent event. */
+async function* events(reader) {
+  const decoder = new TextDecoder();
+  let rest = "";
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      const parts = (rest + decoder.decode(value, { stream: true })).split("\n\n");
+      rest = parts.pop();
+      for (const part of parts) {
+        if (part.startsWith("data: ")) yield part.slice("data: ".length);
+      }
+    }
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Error(BROKEN);
+  } finally {
+    reader.cancel().catch(() => {});
+  }
+}

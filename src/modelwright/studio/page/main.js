@@ -1,0 +1,220 @@
+// The conversation: asking, showing the answer while it is written, and what to say when something goes wrong.
+
+import { ask, readInfo } from "./api.js";
+import { openPanel } from "./panel.js";
+
+const $ = (id) => document.getElementById(id);
+const MODES = {
+  extractive: {
+    badge: "Exact quotes",
+    headline: "Ask the documents",
+    lead: (count) =>
+      `Every answer is quoted word for word from ${count}, and each quote opens the place it comes from. ` +
+      "What the documents do not say is not answered.",
+    waiting: "Searching the documents…",
+  },
+  generated: {
+    badge: "Written by a model",
+    headline: "Ask the documents",
+    lead: (count) =>
+      `A language model writes the answers from passages that it finds in ${count}. ` +
+      "It can be wrong: each number opens the passage, so that you can check what matters.",
+    waiting: "Searching the documents…",
+  },
+  chat: {
+    badge: "Model without documents",
+    headline: "Ask the model",
+    lead: () => "A language model answers from memory, with no documents to check it against. It can be wrong.",
+    waiting: "Writing…",
+  },
+};
+
+let info = null;
+let running = null; // the AbortController of the answer being written
+let history = []; // turns of the conversation, kept for a model without documents
+
+function make(tag, className, text) {
+  const element = document.createElement(tag);
+  if (className) element.className = className;
+  if (text !== undefined) element.textContent = text;
+  return element;
+}
+
+async function start() {
+  try {
+    info = await readInfo();
+  } catch (error) {
+    const box = notice(error.message, "Try again", start);
+    $("lead").replaceChildren(box);
+    return;
+  }
+  const mode = MODES[info.mode];
+  const count = info.num_documents === 1 ? "1 document" : `${info.num_documents.toLocaleString("en")} documents`;
+  $("name").textContent = info.name;
+  $("badge-mode").textContent = mode.badge;
+  $("badge-count").textContent = info.num_documents ? ` · ${count}` : "";
+  $("badge").hidden = false;
+  $("headline").textContent = document.title = mode.headline;
+  $("lead").textContent = mode.lead(count);
+  $("examples").replaceChildren(...info.examples.map(example));
+  $("examples-box").hidden = info.examples.length === 0;
+}
+
+function example(question) {
+  const button = make("button", "", question);
+  button.type = "button";
+  button.addEventListener("click", () => submit(question));
+  const item = make("li");
+  item.append(button);
+  return item;
+}
+
+async function submit(question) {
+  if (running || !question.trim()) return;
+  if (!info) await start();
+  if (!info) return;
+  $("welcome").hidden = true;
+  $("restart").hidden = false;
+  const exchange = make("article", "exchange");
+  exchange.append(make("h2", "asked", question.trim()));
+  $("conversation").append(exchange);
+  exchange.scrollIntoView({ block: "start" });
+  $("question").focus({ preventScroll: true });
+  await answer(exchange, question.trim());
+}
+
+/** Write the answer to a question into its exchange. */
+async function answer(exchange, question) {
+  const mode = MODES[info.mode];
+  const body = make("div", "answer is-waiting", mode.waiting);
+  exchange.append(body);
+  const turns = [...(info.mode === "chat" ? history : []), { role: "user", content: question }];
+  let text = "";
+  let last = {};
+  setRunning(new AbortController(), mode.waiting);
+  try {
+    for await (const piece of ask(info.model, turns, running.signal)) {
+      if (piece.text) {
+        if (!text) {
+          body.className = "answer is-writing";
+          body.replaceChildren();
+        }
+        text += piece.text;
+        body.append(piece.text);
+      } else {
+        last = piece;
+      }
+    }
+    finish(exchange, body, text, last);
+    history = [...turns, { role: "assistant", content: text }];
+  } catch (error) {
+    body.className = "answer";
+    if (!text) body.remove();
+    if (error.name === "AbortError") {
+      exchange.append(make("p", "note", "Stopped. The answer above may be incomplete."));
+      setRunning(null, "Stopped.");
+    } else {
+      exchange.append(notice(error.message, "Ask again", () => retry(exchange, question)));
+      setRunning(null, "");
+    }
+    return;
+  }
+  const count = last.citations?.length ?? 0;
+  setRunning(null, count ? `The answer is complete, with ${count} source${count > 1 ? "s" : ""}.` : "The answer is complete.");
+}
+
+function retry(exchange, question) {
+  if (running) return;
+  exchange.replaceChildren(exchange.firstChild);
+  $("question").focus({ preventScroll: true });
+  answer(exchange, question);
+}
+
+function finish(exchange, body, text, last) {
+  const citations = last.citations ?? [];
+  body.className = "answer";
+  body.classList.toggle("is-unsupported", last.is_supported === false);
+  body.replaceChildren(...withMarkers(text, citations));
+  if (last.finish_reason === "length") {
+    exchange.append(make("p", "note", "The answer reached its greatest length and may be incomplete."));
+  }
+  if (citations.length) exchange.append(sources(citations, last.mode));
+}
+
+/** Split the answer at its [1] marks and put a button in the place of each that has a citation. */
+function withMarkers(text, citations) {
+  const at = new Map(citations.map((citation, position) => [String(citation.number), position]));
+  return text.split(/\[(\d{1,3})\]/).map((part, i) => {
+    if (i % 2 === 0) return part;
+    if (!at.has(part)) return `[${part}]`;
+    const button = make("button", "cite", part);
+    button.type = "button";
+    button.setAttribute("aria-label", `Source ${part}: ${citations[at.get(part)].doc}`);
+    button.addEventListener("click", () => openPanel(citations, at.get(part)));
+    return button;
+  });
+}
+
+function sources(citations, mode) {
+  const section = make("section", "sources");
+  section.append(make("h3", "label", citations.length === 1 ? "Source" : "Sources"));
+  const list = make("ol");
+  citations.forEach((citation, position) => {
+    const button = make("button", "source");
+    button.type = "button";
+    button.append(make("span", "source-number", String(citation.number)), make("span", "source-name", citation.doc));
+    // A quoted answer has shown the words already.
+    if (mode !== "extractive") button.append(make("span", "source-quote", citation.quote));
+    button.addEventListener("click", () => openPanel(citations, position));
+    const item = make("li");
+    item.append(button);
+    list.append(item);
+  });
+  section.append(list);
+  return section;
+}
+
+function notice(words, action, run) {
+  const box = make("div", "notice");
+  box.setAttribute("role", "alert");
+  box.append(make("span", "", words));
+  const button = make("button", "", action);
+  button.type = "button";
+  button.addEventListener("click", run);
+  box.append(button);
+  return box;
+}
+
+function setRunning(controller, words) {
+  const hadFocus = document.activeElement === $("stop");
+  running = controller;
+  $("send").hidden = controller !== null;
+  $("stop").hidden = controller === null;
+  $("conversation").setAttribute("aria-busy", String(controller !== null));
+  $("status").textContent = words;
+  if (hadFocus) $("question").focus();
+}
+
+$("composer").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const question = $("question").value;
+  if (running || !question.trim()) return;
+  $("question").value = "";
+  submit(question);
+});
+$("question").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+    event.preventDefault();
+    $("composer").requestSubmit();
+  }
+});
+$("stop").addEventListener("click", () => running?.abort());
+$("restart").addEventListener("click", () => {
+  running?.abort();
+  history = [];
+  $("conversation").replaceChildren();
+  $("welcome").hidden = false;
+  $("restart").hidden = true;
+  $("question").focus();
+});
+start();
