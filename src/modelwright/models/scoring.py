@@ -1,0 +1,45 @@
+"""How probable a model finds given tokens: natural logarithms in float32, whatever the dtype of the weights.
+
+The logits of all positions at once would need B * T * V float32 numbers (a gigabyte for 8 x 1,024 tokens and 32,000
+words), so they are made for a piece of the positions at a time and thrown away.
+"""
+
+import torch
+from torch import Tensor, nn
+
+MAX_CHUNK_BYTES = 128 << 20  # of float32 logits at once; the log-sum-exp needs about as much again
+
+
+def token_log_probs(
+    model: nn.Module,
+    input_ids: Tensor,
+    *,
+    positions: Tensor | None = None,
+    mask: Tensor | None = None,
+    max_chunk_bytes: int = MAX_CHUNK_BYTES,
+) -> Tensor:
+    """Return log p(token t + 1 | tokens 0 .. t) for every t: (B, T - 1), natural logarithms, float32.
+
+    Gradients flow; wrap the call in ``torch.inference_mode()`` where they are not wanted.
+
+    Args:
+        model: A language model with ``hidden`` and ``lm_head``.
+        input_ids: (B, T).
+        positions: As for ``model.hidden``.
+        mask: As for ``model.hidden``.
+        max_chunk_bytes: Upper bound on the float32 logits that exist at one time.
+    """
+    hidden = model.hidden(input_ids, positions, mask)[:, :-1]  # type: ignore[operator]  # (B, T-1, D)
+    return log_probs_of(model.lm_head, hidden, input_ids[:, 1:], max_chunk_bytes)  # type: ignore[arg-type]
+
+
+def log_probs_of(lm_head: nn.Module, hidden: Tensor, targets: Tensor, max_chunk_bytes: int = MAX_CHUNK_BYTES) -> Tensor:
+    """Return log p(target) under ``lm_head(hidden)``: (B, T, D) and (B, T) give (B, T), float32."""
+    rows, wanted = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)  # (B*T, D), (B*T,)
+    vocab_size = int(lm_head.out_features)  # type: ignore[arg-type]
+    chunk = max(1, max_chunk_bytes // (4 * vocab_size))
+    parts = []
+    for piece, ids in zip(rows.split(chunk), wanted.split(chunk), strict=True):
+        logits = lm_head(piece).float()  # (chunk, V)
+        parts.append(logits.gather(1, ids[:, None]).squeeze(1) - torch.logsumexp(logits, dim=1))
+    return torch.cat(parts).view(targets.shape)
