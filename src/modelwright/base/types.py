@@ -50,6 +50,7 @@ class SamplingParams:
     seed: int | None = None  # None: drawn anew for each request
     stop: tuple[str, ...] = ()  # texts that end the completion and are not part of it
     ignore_eos: bool = False  # go on past the end-of-text token, for benchmarks
+    min_tokens: int = 0  # before this many, neither an end-of-text token nor a stop text ends the completion
 
     def __post_init__(self) -> None:
         from modelwright.base.errors import RequestError
@@ -63,6 +64,7 @@ class SamplingParams:
             ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("top_k", self.top_k, self.top_k >= 0, "0 (off) or a positive number"),
             ("max_tokens", self.max_tokens, self.max_tokens >= 1, "at least 1"),
+            ("min_tokens", self.min_tokens, 0 <= self.min_tokens <= self.max_tokens, "from 0 to max_tokens"),
             ("stop", self.stop, all(isinstance(s, str) and s for s in self.stop), "non-empty texts"),
         )
         for name, value, is_right, expected in rules:

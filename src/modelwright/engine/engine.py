@@ -1,0 +1,286 @@
+"""The engine: scheduler, paged cache, runner and sampler put together into one step.
+
+`Engine` is plain and synchronous: add requests, call `step` until there is no work, read the pieces it returns. One
+thread at a time may use it. `llm.LLM` drives it for offline use, `stream.AsyncEngine` for servers.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from modelwright.base.device import has_fast_bf16, pick_device
+from modelwright.base.errors import CheckpointError, ConfigError
+from modelwright.base.types import Delta, FinishReason, SamplingParams
+from modelwright.engine.kv_cache import BlockPool
+from modelwright.engine.request import Piece, Request, make_request
+from modelwright.engine.runner import Runner
+from modelwright.engine.sampler import Draw, sample
+from modelwright.engine.scheduler import Scheduler
+from modelwright.engine.stop import Speech
+from modelwright.models.weights import load_model
+from modelwright.tokenizer.bpe import Tokenizer
+from modelwright.tokenizer.formats import load_tokenizer
+from modelwright.tokenizer.stream import StreamDecoder
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+DEFAULT_KV_CACHE_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How an engine is built."""
+
+    dtype: str | None = None  # bfloat16, float16, float32; None: a folder in bfloat16 where it is fast, a module as is
+    device: str | None = None  # None: CUDA where there is one
+    block_size: int = 16  # positions in a block; a prefix is shared in whole blocks
+    num_blocks: int | None = None  # None: from kv_cache_bytes
+    kv_cache_bytes: int | None = None  # None: 256 MB, or less where the requests below cannot use it
+    max_context: int | None = None  # tokens of prompt and completion together; None: what the model was made for
+    max_running: int = 32  # requests computed in one step at most
+    max_waiting: int = 1024  # more are turned away
+    max_tokens_per_step: int = 512  # longer prompts are computed in chunks
+    has_prefix_cache: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("block_size", "max_running", "max_waiting", "max_tokens_per_step"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise ConfigError(f"dtype is {self.dtype!r}; known: {', '.join(DTYPES)}. Leave it out to decide for you.")
+        if self.num_blocks is not None and self.kv_cache_bytes is not None:
+            raise ConfigError("num_blocks and kv_cache_bytes are both given; they say the same thing. Leave one out.")
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """What the engine is doing now and has done since its start."""
+
+    running: int
+    waiting: int
+    free_blocks: int
+    total_blocks: int
+    cached_blocks: int  # held or free, findable by prefix
+    num_steps: int
+    num_finished: int
+    prompt_tokens: int  # of finished requests, as the next two
+    cached_tokens: int
+    completion_tokens: int
+    num_preemptions: int
+
+
+class Engine:
+    """Serves requests in steps, each of which computes some tokens of many requests.
+
+    Args:
+        model: A folder, or a loaded causal model, which is put into eval mode and, if `config` names a dtype or
+            device, moved there.
+        tokenizer: None takes the folder's; with a module, None gives token ids only and no text.
+        config: Sizes and limits.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | nn.Module,
+        *,
+        tokenizer: Tokenizer | None = None,
+        config: EngineConfig | None = None,
+    ):
+        self.config = config or EngineConfig()
+        module = _prepare_model(model, self.config)
+        if tokenizer is None and not isinstance(model, nn.Module):
+            tokenizer = load_tokenizer(Path(model))
+        self.model, self.tokenizer = module, tokenizer
+        self.model_config: Any = module.config
+        self.stop_ids = _stop_ids(self.model_config, tokenizer)
+        block_size = self.config.block_size
+        num_blocks = _num_blocks(self.model_config, next(module.parameters()).dtype, self.config)
+        self.runner = Runner(module, num_blocks=num_blocks, block_size=block_size)
+        self.pool = BlockPool(num_blocks, block_size, self.config.has_prefix_cache)
+        self.scheduler = Scheduler(
+            self.pool,
+            max_running=self.config.max_running,
+            # A forward pass refuses more tokens than the model's context, even when they are of many requests.
+            max_tokens_per_step=min(self.config.max_tokens_per_step, self.model_config.max_seq_len),
+            max_waiting=self.config.max_waiting,
+        )
+        wanted = self.config.max_context or self.model_config.max_seq_len
+        self.max_context = min(wanted, self.model_config.max_seq_len, self.scheduler.max_context)
+        self._speech: dict[int, Speech] = {}
+        self._next_id = 0
+        self._num_steps = self._num_finished = 0
+        self._num_prompt = self._num_cached = self._num_completion = 0
+
+    @property
+    def has_work(self) -> bool:
+        """True while a request is unfinished."""
+        return bool(self.scheduler.running or self.scheduler.waiting)
+
+    def add(self, prompt_ids: Sequence[int], params: SamplingParams, tags: dict[str, str] | None = None) -> Request:
+        """Queue one prompt.
+
+        Args:
+            prompt_ids: Token ids, special ones included.
+            params: How the completion is drawn.
+            tags: Requests share prefix blocks only with those of equal tags (adapter, tenant).
+
+        Raises:
+            RequestError: The prompt is empty, has an unknown id, or is longer than the context.
+            CapacityError: Too many requests wait.
+        """
+        request = self.check(prompt_ids, params, tags)
+        self.submit(request)
+        return request
+
+    def check(self, prompt_ids: Sequence[int], params: SamplingParams, tags: dict[str, str] | None = None) -> Request:
+        """Make a request without queueing it; raises as `add` does. Safe while another thread steps."""
+        return make_request(
+            -1,
+            prompt_ids,
+            params,
+            max_context=self.max_context,
+            vocab_size=self.model_config.vocab_size,
+            stop_ids=self.stop_ids,
+            tags=tags,
+        )
+
+    def submit(self, request: Request) -> None:
+        """Queue a request that `check` made and give it its number.
+
+        Raises:
+            CapacityError: Too many requests wait.
+        """
+        self.scheduler.add(request)
+        request.id = self._next_id
+        self._next_id += 1
+        decoder = StreamDecoder(self.tokenizer) if self.tokenizer is not None else None
+        self._speech[request.id] = Speech(decoder, request.params.stop)
+
+    def abort(self, request: Request) -> None:
+        """Drop a request, between steps; its blocks are free at once. Does nothing to a finished one."""
+        if not request.is_finished:
+            request.finish_reason = "abort"
+            self._close(request)
+
+    def abort_all(self) -> None:
+        """Drop every request."""
+        for request in list(self.scheduler.requests()):
+            self.abort(request)
+
+    def step(self) -> list[Piece]:
+        """Compute one step and return what it added, in order of arrival; nothing if there is no work."""
+        chunks = self.scheduler.schedule()
+        if not chunks:
+            return []
+        logits = self.runner.run(chunks)  # (R, V)
+        ready = [chunk for chunk in chunks if chunk.reaches_end]
+        tokens, logprobs = sample(logits, [self._draw(chunk.request) for chunk in ready])
+        self.scheduler.complete(chunks)
+        self._num_steps += 1
+        return [self._extend(c.request, t, p) for c, t, p in zip(ready, tokens, logprobs, strict=True)]
+
+    def stats(self, num_incoming: int = 0) -> EngineStats:
+        """Return the engine's counters; `num_incoming` more requests count as waiting."""
+        return EngineStats(
+            running=len(self.scheduler.running),
+            waiting=len(self.scheduler.waiting) + num_incoming,
+            free_blocks=self.pool.num_free,
+            total_blocks=self.pool.num_usable,
+            cached_blocks=self.pool.num_cached,
+            num_steps=self._num_steps,
+            num_finished=self._num_finished,
+            prompt_tokens=self._num_prompt,
+            cached_tokens=self._num_cached,
+            completion_tokens=self._num_completion,
+            num_preemptions=self.scheduler.num_preemptions,
+        )
+
+    def _draw(self, request: Request) -> Draw:
+        params = request.params
+        banned = tuple(request.stop_ids) if request.num_output < params.min_tokens else ()
+        return Draw(params.temperature, params.top_k, params.top_p, request.seed, request.num_tokens, banned)
+
+    def _extend(self, request: Request, token: int, logprob: float) -> Piece:
+        """Append a drawn token, see whether it ends the completion, and return the piece to show."""
+        if not math.isfinite(logprob):
+            request.error = CheckpointError(
+                "The model's output is not a number; it should be finite. "
+                "Its weights are damaged, or too large for their number format: try dtype float32."
+            )
+            self._close(request)
+            return Piece(request.id, Delta(""), error=request.error)
+        speech = self._speech[request.id]
+        request.token_ids.append(token)
+        request.logprobs.append(logprob)
+        text = ""
+        if token not in request.stop_ids:
+            text = speech.push(token, can_stop=request.num_output > request.params.min_tokens)
+        request.finish_reason = self._ending(request, token, speech)
+        if request.finish_reason is None:
+            return Piece(request.id, Delta(text, (token,)), (logprob,))
+        if not speech.is_stopped:
+            text += speech.finish()
+        self._close(request)
+        return Piece(request.id, Delta(text, (token,), request.finish_reason, request.usage), (logprob,))
+
+    def _ending(self, request: Request, token: int, speech: Speech) -> FinishReason | None:
+        if token in request.stop_ids or speech.is_stopped:
+            return "stop"
+        return "length" if request.num_output >= request.max_tokens else None
+
+    def _close(self, request: Request) -> None:
+        self.scheduler.remove(request)
+        self._speech.pop(request.id, None)
+        self._num_finished += 1
+        self._num_prompt += len(request.prompt_ids)
+        self._num_cached += request.num_cached
+        self._num_completion += request.num_output
+
+
+def _prepare_model(model: str | Path | nn.Module, config: EngineConfig) -> Any:
+    dtype = DTYPES[config.dtype] if config.dtype else None
+    if isinstance(model, nn.Module):
+        if dtype is not None or config.device is not None:
+            model = model.to(device=pick_device(config.device) if config.device else None, dtype=dtype)
+    else:
+        device = pick_device(config.device)
+        if dtype is None:
+            dtype = torch.bfloat16 if has_fast_bf16(device) else torch.float32
+        model = load_model(Path(model), dtype=dtype, device=device)
+    if not hasattr(model, "hidden") or not hasattr(model, "lm_head"):
+        raise ConfigError(
+            f"The model is a {type(model).__name__}, which does not write text; "
+            "the engine runs causal language models such as LlamaForCausalLM."
+        )
+    return model.eval()
+
+
+def _stop_ids(model_config: Any, tokenizer: Tokenizer | None) -> tuple[int, ...]:
+    """Return the tokens that end a completion: the tokenizer's, and those the model's config names."""
+    named = getattr(model_config, "eos_token_id", ()) or ()
+    named = (named,) if isinstance(named, int) else tuple(named)
+    return tuple(dict.fromkeys((*(tokenizer.stop_ids if tokenizer is not None else ()), *named)))
+
+
+def _num_blocks(model_config: Any, dtype: torch.dtype, config: EngineConfig) -> int:
+    """Return the blocks of the pool, the null block included."""
+    if config.num_blocks is not None:
+        if config.num_blocks < 2:
+            raise ConfigError(f"num_blocks is {config.num_blocks}; one is reserved, so it must be at least 2.")
+        return config.num_blocks
+    block_bytes = Runner.block_bytes(model_config, dtype, config.block_size)
+    budget = config.kv_cache_bytes or DEFAULT_KV_CACHE_BYTES
+    if budget < 2 * block_bytes:
+        raise ConfigError(
+            f"kv_cache_bytes is {budget}; one block of this model takes {block_bytes} and two are needed at least. "
+            "Give the cache more memory."
+        )
+    context = min(config.max_context or model_config.max_seq_len, model_config.max_seq_len)
+    useful = config.max_running * -(-context // config.block_size) + 1
+    if config.has_prefix_cache:
+        useful *= 2  # room for prefixes that nobody holds
+    return min(budget // block_bytes, useful)

@@ -1,0 +1,177 @@
+"""`LLM`: a model folder as an object that answers, without a server.
+
+Every call may be given one prompt or many; many are computed together. Calls from several threads take turns step by
+step, so streams that are open at the same time share the batch.
+"""
+
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from torch import nn
+
+from modelwright.base.errors import ModelwrightError, RequestError
+from modelwright.base.types import Completion, Delta, Message, SamplingParams
+from modelwright.engine.engine import Engine, EngineConfig, EngineStats
+from modelwright.engine.request import Answer, Piece, Request
+from modelwright.tokenizer.bpe import Tokenizer
+
+Prompt = str | Sequence[int]
+
+
+class LLM:
+    """A language model ready to answer; a `ChatModel`.
+
+    Args:
+        model: A folder with `config.json`, `model.safetensors` (plain or quantized) and `tokenizer.json`, or a
+            loaded model.
+        tokenizer: None takes the folder's.
+        config: Sizes and limits of the engine.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | nn.Module,
+        *,
+        tokenizer: Tokenizer | None = None,
+        config: EngineConfig | None = None,
+    ):
+        self.engine = Engine(model, tokenizer=tokenizer, config=config)
+        self._lock = threading.Lock()
+        self._pieces: dict[int, list[Piece]] = {}  # of requests whose caller has not fetched them yet
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer.
+
+        Raises:
+            RequestError: There is none.
+        """
+        if self.engine.tokenizer is None:
+            raise RequestError(
+                "Text was given or asked for, and this LLM has no tokenizer. Pass one, or use token ids.",
+                param="tokenizer",
+            )
+        return self.engine.tokenizer
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[Completion]:
+        """Complete one prompt or many, together.
+
+        Args:
+            prompts: A text, a list of token ids, or a list of either.
+            params: For all prompts, or one for each.
+
+        Returns:
+            One completion a prompt, in order; a single prompt gives a list of one.
+
+        Raises:
+            RequestError: A prompt is empty or too long, or the counts differ; nothing has been computed then.
+        """
+        listed = [prompts] if _is_prompt(prompts) else list(prompts)  # type: ignore[arg-type]
+        each = list(params) if isinstance(params, Sequence) else [params or SamplingParams()] * len(listed)
+        if len(each) != len(listed):
+            raise RequestError(
+                f"There are {len(listed)} prompts and {len(each)} sampling params. Give one for all, or one for each.",
+                param="params",
+            )
+        checked = [self.engine.check(self._encode(p), q) for p, q in zip(listed, each, strict=True)]  # type: ignore[arg-type]
+        return self._finish(checked)
+
+    def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Completion:
+        """Answer a conversation with one whole completion."""
+        return self._finish([self._check_chat(messages, params)])[0]
+
+    def stream(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Iterator[Delta]:
+        """Answer a conversation piece by piece; closing the iterator frees the request's blocks."""
+        return self._stream(self._check_chat(messages, params))
+
+    def stream_prompt(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Delta]:
+        """Complete one prompt piece by piece."""
+        return self._stream(self.engine.check(self._encode(prompt), params or SamplingParams()))
+
+    def stats(self) -> EngineStats:
+        """Return the engine's counters."""
+        return self.engine.stats()
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+
+    def _check_chat(self, messages: Sequence[Message], params: SamplingParams | None) -> Request:
+        ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+        return self.engine.check(ids, params or SamplingParams())
+
+    def _submit(self, request: Request) -> None:
+        with self._lock:
+            self.engine.submit(request)
+            self._pieces[request.id] = []
+
+    def _finish(self, checked: list[Request]) -> list[Completion]:
+        """Compute requests to their end; more of them than may wait at once are fed in as places come free."""
+        answers = [Answer() for _ in checked]
+        open_requests: dict[int, Answer] = {}
+        submitted: list[Request] = []
+        try:
+            while open_requests or len(submitted) < len(checked):
+                while len(submitted) < len(checked) and self._has_room():
+                    request = checked[len(submitted)]
+                    self._submit(request)
+                    open_requests[request.id] = answers[len(submitted)]
+                    submitted.append(request)
+                self._step()
+                for id in list(open_requests):
+                    for piece in self._fetch(id):
+                        open_requests[id].add(piece)
+                        if piece.is_last:
+                            del open_requests[id]
+        finally:
+            self._drop(submitted)
+        return [answer.completion() for answer in answers]
+
+    def _stream(self, request: Request) -> Iterator[Delta]:
+        self._submit(request)
+        try:
+            while True:
+                for piece in self._fetch(request.id):
+                    yield piece.delta
+                    if piece.is_last:
+                        return
+                self._step()
+        finally:
+            self._drop([request])
+
+    def _has_room(self) -> bool:
+        return len(self.engine.scheduler.waiting) < self.engine.config.max_waiting
+
+    def _step(self) -> None:
+        with self._lock:
+            for piece in self.engine.step():
+                self._pieces[piece.request_id].append(piece)
+
+    def _fetch(self, id: int) -> list[Piece]:
+        """Take the pieces that have come for a request since the last time.
+
+        Raises:
+            ModelwrightError: The request failed.
+        """
+        with self._lock:
+            pieces, self._pieces[id] = self._pieces[id], []
+        error: ModelwrightError | None = next((p.error for p in pieces if p.error is not None), None)
+        if error is not None:
+            raise error
+        return pieces
+
+    def _drop(self, requests: Sequence[Request]) -> None:
+        with self._lock:
+            for request in requests:
+                self.engine.abort(request)
+                self._pieces.pop(request.id, None)
+
+
+def _is_prompt(prompts: object) -> bool:
+    if isinstance(prompts, str):
+        return True
+    return isinstance(prompts, Sequence) and len(prompts) > 0 and isinstance(prompts[0], int)

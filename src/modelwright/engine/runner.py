@@ -1,0 +1,233 @@
+"""Computing one step: all scheduled tokens of all requests in one forward pass over a paged key-value cache.
+
+The scheduled tokens stand in one row (1, T). Everything but attention treats tokens one by one; attention comes back
+to `PagedState.attend`, which stores the new keys and values in the requests' blocks and lets each query look at its
+own request's.
+
+Attention is computed in a canonical shape, so that the bits of an output depend on the absolute position and on the
+tokens before it alone, never on how a prompt was cut into chunks, on a prefix hit, or on the neighbours: queries in
+tiles of `QUERY_TILE` rows that begin at multiples of it (missing rows are filled and thrown away) against the keys from
+0 to the next multiple of `KEY_TILE` (later keys are masked). Linear layers and norms work row by row in bf16 on CPUs,
+where this makes outputs bitwise reproducible; in fp32 the matrix kernels differ with the number of rows, by about 1e-6.
+Missing keys come from the null block, which is always zero: whatever a freed block holds cannot reach an output.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modelwright.engine.scheduler import Chunk
+
+# 4 rows x the query heads of a kv head: decode costs little more than one row (1.3x at 512 keys), prefill 1.2x
+# of what tiles of 16 take (two cores with AVX512-BF16).
+QUERY_TILE = 4
+KEY_TILE = 128
+
+
+@dataclass(frozen=True)
+class TileGroup:
+    """Query tiles that look at the same number of keys.
+
+    `rows` (B, QUERY_TILE) are indices into the step's tokens; `mask` (B, 1, QUERY_TILE * G, S) is added to the scores.
+    """
+
+    rows: Tensor
+    mask: Tensor
+
+    @property
+    def num_keys(self) -> int:
+        """S."""
+        return self.mask.shape[-1]
+
+
+@dataclass(frozen=True)
+class Gather:
+    """Keys and values fetched together: `slots` (U, S), and the tiles that use them (U is B, or 1 for all)."""
+
+    slots: Tensor
+    groups: tuple[TileGroup, ...]
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """Where each token of a step is stored and what it looks at; made once and used by every layer."""
+
+    input_ids: Tensor  # (1, T)
+    positions: Tensor  # (1, T)
+    slots: Tensor  # (T,) where the new keys and values go
+    gathers: tuple[Gather, ...]
+    restore: Tensor  # (T,) where each token's result stands among the tiles' rows
+    last_rows: Tensor  # (R,) the last token of each request whose next one is to be drawn
+
+
+class PagedState:
+    """What the attention layers see of the cache during one step."""
+
+    def __init__(self, pool: Tensor, plan: StepPlan):
+        self.pool = pool
+        self.plan = plan
+
+    def attend(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """Store a layer's new keys and values and return what the queries see.
+
+        Args:
+            layer_index: Which layer's part of the pool.
+            q: (1, T, N, H), rotated already, as are the keys.
+            k: (1, T, K, H).
+            v: (1, T, K, H).
+            scale: Multiplies the scores.
+
+        Returns:
+            (1, T, N, H).
+        """
+        pool = self.pool[layer_index]  # (slots, 2, K, H)
+        pool.index_copy_(0, self.plan.slots, torch.stack((k[0], v[0]), dim=1))
+        results = []
+        for gather in self.plan.gathers:
+            fetched = pool.index_select(0, gather.slots.flatten())
+            keys, values = fetched.view(*gather.slots.shape, *pool.shape[1:]).permute(2, 0, 3, 1, 4)  # (U, K, S, H)
+            for group in gather.groups:
+                results.append(_attend_tiles(q[0], keys, values, group, scale))
+        rows = results[0] if len(results) == 1 else torch.cat(results)  # (tile rows, N, H)
+        return rows.index_select(0, self.plan.restore)[None]
+
+
+def _attend_tiles(q: Tensor, keys: Tensor, values: Tensor, group: TileGroup, scale: float) -> Tensor:
+    """Return (B * QUERY_TILE, N, H): the query heads of one kv head stand under each other as rows."""
+    num_heads, head_dim = q.shape[1:]
+    num_kv_heads = keys.shape[1]
+    num_tiles = group.rows.shape[0]
+    tiles = q.index_select(0, group.rows.flatten())  # (B*4, N, H)
+    tiles = tiles.view(num_tiles, QUERY_TILE, num_kv_heads, -1, head_dim).transpose(1, 2)  # (B, K, 4, G, H)
+    tiles = tiles.reshape(num_tiles, num_kv_heads, -1, head_dim)  # (B, K, 4*G, H)
+    keys = keys[:, :, : group.num_keys].expand(num_tiles, -1, -1, -1)
+    values = values[:, :, : group.num_keys].expand(num_tiles, -1, -1, -1)
+    out = F.scaled_dot_product_attention(tiles, keys, values, attn_mask=group.mask, scale=scale)
+    out = out.view(num_tiles, num_kv_heads, QUERY_TILE, -1, head_dim).transpose(1, 2)  # (B, 4, K, G, H)
+    return out.reshape(-1, num_heads, head_dim)
+
+
+class Planner:
+    """Lays out a step: from chunks of requests to the index tensors of a `StepPlan`."""
+
+    def __init__(self, block_size: int, group_size: int, dtype: torch.dtype, device: torch.device):
+        self.block_size = block_size
+        self.group_size = group_size  # G, query heads of one kv head
+        self.dtype = dtype
+        self.device = device
+
+    def plan(self, chunks: Sequence[Chunk]) -> StepPlan:
+        """Return the layout of one step."""
+        ids: list[int] = []
+        positions, slots, last_rows = [], [], []
+        gathers: list[tuple[list[np.ndarray], list[tuple[np.ndarray, np.ndarray, int]]]] = []
+        alone: dict[int, int] = {}  # number of keys -> index of the gather shared by requests with a single tile
+        for chunk in chunks:
+            rows, tile_positions, num_keys = _tile(chunk, len(ids))
+            table = self._slot_table(chunk, int(num_keys[-1]))
+            if len(num_keys) == 1:
+                at = alone.setdefault(int(num_keys[0]), len(gathers))
+                if at == len(gathers):
+                    gathers.append(([], []))
+            else:
+                at = len(gathers)
+                gathers.append(([], []))
+            gathers[at][0].append(table)
+            for size in np.unique(num_keys):
+                chosen = num_keys == size
+                gathers[at][1].append((rows[chosen], tile_positions[chosen], int(size)))
+            ids += chunk.request.token_ids[chunk.start : chunk.end]
+            positions.append(np.arange(chunk.start, chunk.end))
+            slots.append(table[chunk.start : chunk.end])
+            if chunk.reaches_end:
+                last_rows.append(len(ids) - 1)
+        made, restore = [], np.empty(len(ids), dtype=np.int64)
+        num_rows = 0
+        for tables, parts in gathers:
+            if len(tables) > 1:  # single tiles with the same number of keys: one batch
+                parts = [(np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]), parts[0][2])]
+            for rows, _, _ in parts:
+                flat = rows.ravel()
+                real = flat >= 0
+                restore[flat[real]] = num_rows + np.flatnonzero(real)
+                num_rows += len(flat)
+            made.append(Gather(self._tensor(np.stack(tables)), tuple(self._group(*part) for part in parts)))
+        return StepPlan(
+            input_ids=torch.tensor(ids, device=self.device)[None],
+            positions=self._tensor(np.concatenate(positions))[None],
+            slots=self._tensor(np.concatenate(slots)),
+            gathers=tuple(made),
+            restore=self._tensor(restore),
+            last_rows=torch.tensor(last_rows, dtype=torch.long, device=self.device),
+        )
+
+    def _slot_table(self, chunk: Chunk, num_keys: int) -> np.ndarray:
+        """Return the slots of positions 0 to `num_keys`; those past the chunk's end are the null block's."""
+        table = np.zeros(num_keys, dtype=np.int64)
+        blocks = np.asarray(chunk.request.block_table, dtype=np.int64)
+        slots = (blocks[:, None] * self.block_size + np.arange(self.block_size)).ravel()
+        table[: chunk.end] = slots[: chunk.end]
+        return table
+
+    def _group(self, rows: np.ndarray, positions: np.ndarray, num_keys: int) -> TileGroup:
+        # A missing row takes any token's query; its result is never read.
+        rows = np.where(rows < 0, rows.max(), rows)
+        is_hidden = torch.arange(num_keys) > torch.from_numpy(positions)[..., None]  # (B, 4, S)
+        mask = torch.zeros(is_hidden.shape, dtype=self.dtype).masked_fill_(is_hidden, float("-inf"))
+        mask = mask.repeat_interleave(self.group_size, dim=1)[:, None]  # (B, 1, 4*G, S)
+        return TileGroup(self._tensor(rows), mask.to(self.device))
+
+    def _tensor(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+
+
+def _tile(chunk: Chunk, offset: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cut a chunk's positions into tiles.
+
+    Returns:
+        The tiles' rows in the step (-1 where a tile's position is not in the chunk), their positions, both
+        (tiles, QUERY_TILE), and the number of keys each tile looks at (tiles,).
+    """
+    tiles = np.arange(chunk.start // QUERY_TILE, (chunk.end - 1) // QUERY_TILE + 1)
+    positions = tiles[:, None] * QUERY_TILE + np.arange(QUERY_TILE)
+    is_real = (positions >= chunk.start) & (positions < chunk.end)
+    rows = np.where(is_real, positions - chunk.start + offset, -1)
+    num_keys = -(-(tiles + 1) * QUERY_TILE // KEY_TILE) * KEY_TILE
+    return rows, positions, num_keys
+
+
+class Runner:
+    """Holds the model and the memory of the paged cache, and computes steps."""
+
+    def __init__(self, model: nn.Module, *, num_blocks: int, block_size: int):
+        config: Any = model.config
+        parameter = next(p for p in model.parameters() if p.is_floating_point())
+        self.model: Any = model
+        self.dtype, self.device = parameter.dtype, parameter.device
+        # zeros, because block 0 must be; the system commits the rest only as it is written
+        shape = (config.num_layers, num_blocks * block_size, 2, config.num_kv_heads, config.head_dim)
+        self.pool = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        group_size = config.num_heads // config.num_kv_heads
+        self.planner = Planner(block_size, group_size, self.dtype, self.device)
+
+    @staticmethod
+    def block_bytes(config: Any, dtype: torch.dtype, block_size: int) -> int:
+        """Return the memory of one block over all layers."""
+        return config.num_layers * block_size * 2 * config.num_kv_heads * config.head_dim * dtype.itemsize
+
+    @torch.inference_mode()
+    def run(self, chunks: Sequence[Chunk]) -> Tensor:
+        """Compute a step's tokens and store their keys and values.
+
+        Returns:
+            (R, V) logits after the last token of each chunk that reaches its request's end, in order.
+        """
+        plan = self.planner.plan(chunks)
+        state = PagedState(self.pool, plan)
+        hidden = self.model.hidden(plan.input_ids, positions=plan.positions, state=state)  # (1, T, D)
+        return self.model.lm_head(hidden.index_select(1, plan.last_rows))[0]  # (R, V)

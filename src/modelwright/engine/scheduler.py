@@ -1,0 +1,158 @@
+"""Which tokens are computed in the next step.
+
+There are no phases: a request has `num_tokens` known and `num_computed` of them in the cache, and each step hands out
+tokens so that the second catches up with the first. A prompt, the rest of a prompt (chunked prefill), one new token
+(decode) and a preempted request starting over are all the same case. Requests are served in order of arrival; when
+blocks run out, the newest running request gives up its own and is computed again later. Since any admitted request
+fits into the pool alone, the oldest always makes progress.
+
+Source: the unified token budget of vLLM V1's scheduler; Agrawal et al. 2024 (Sarathi-Serve) for chunked prefill.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from modelwright.base.errors import CapacityError
+from modelwright.engine.kv_cache import BlockPool
+from modelwright.engine.request import Request
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Tokens `start` to `start + num_tokens` of one request, computed in one step."""
+
+    request: Request
+    start: int
+    num_tokens: int
+
+    @property
+    def end(self) -> int:
+        """One past the last position."""
+        return self.start + self.num_tokens
+
+    @property
+    def reaches_end(self) -> bool:
+        """True when the last known token is in the chunk, so that the next one can be drawn."""
+        return self.end == self.request.num_tokens
+
+
+class Scheduler:
+    """Keeps the waiting and the running requests and hands out each step's token budget."""
+
+    def __init__(self, pool: BlockPool, *, max_running: int, max_tokens_per_step: int, max_waiting: int):
+        self.pool = pool
+        self.max_running = max_running
+        self.max_tokens_per_step = max_tokens_per_step
+        self.max_waiting = max_waiting
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []  # oldest first
+        self.num_preemptions = 0
+
+    @property
+    def max_context(self) -> int:
+        """Tokens that one request can have in the cache when it is alone."""
+        return self.pool.num_usable * self.pool.block_size
+
+    def requests(self) -> Iterator[Request]:
+        """Yield every request that is not finished, oldest first."""
+        yield from self.running
+        yield from self.waiting
+
+    def add(self, request: Request) -> None:
+        """Queue a request that `make_request` has checked.
+
+        Raises:
+            CapacityError: Too many requests wait already.
+        """
+        if len(self.waiting) >= self.max_waiting:
+            raise CapacityError(f"{len(self.waiting)} requests are waiting, which is the limit. Try again later.")
+        assert len(request.prompt_ids) + request.max_tokens <= self.max_context, "a request that can never fit"
+        self.waiting.append(request)
+
+    def schedule(self) -> list[Chunk]:
+        """Hand out the next step's tokens; running requests first, then as many waiting ones as fit."""
+        chunks: list[Chunk] = []
+        budget = self.max_tokens_per_step
+        has_preempted = False
+        index = 0
+        while index < len(self.running) and budget > 0:
+            request = self.running[index]
+            num_behind = len(self.running) - index - 1  # a long prompt leaves each of them a token
+            num_tokens = min(request.num_tokens - request.num_computed, max(1, budget - num_behind))
+            # The newest running request is never older than this one, so it has no tokens in this step yet.
+            while not self._grow(request, request.num_computed + num_tokens):
+                has_preempted = True
+                if self._preempt_newest() is request:
+                    break
+            else:
+                chunks.append(Chunk(request, request.num_computed, num_tokens))
+                budget -= num_tokens
+                index += 1
+        if not has_preempted:
+            self._admit(chunks, budget)
+        assert chunks or not (self.running or self.waiting), "work is waiting and nothing was scheduled"
+        return chunks
+
+    def _admit(self, chunks: list[Chunk], budget: int) -> None:
+        while self.waiting and budget > 0 and len(self.running) < self.max_running:
+            request = self.waiting[0]
+            shared = self.pool.find_prefix(request.token_ids, request.root)
+            start = len(shared) * self.pool.block_size
+            num_tokens = min(request.num_tokens - start, budget)
+            num_new = self._num_blocks(start + num_tokens) - len(shared)
+            if not self.pool.can_take(num_new, shared):
+                break
+            self.pool.hold(shared)
+            request.block_table = [*shared, *self.pool.take(num_new)]
+            request.block_hashes = [self.pool.hash_of(block) for block in shared]
+            request.num_computed = start
+            if request.num_preemptions == 0:
+                request.num_cached = start
+            self.running.append(self.waiting.popleft())
+            chunks.append(Chunk(request, start, num_tokens))
+            budget -= num_tokens
+
+    def _num_blocks(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.pool.block_size)
+
+    def _grow(self, request: Request, num_tokens: int) -> bool:
+        missing = self._num_blocks(num_tokens) - len(request.block_table)
+        if missing > 0:
+            if not self.pool.can_take(missing):
+                return False
+            request.block_table += self.pool.take(missing)
+        return True
+
+    def _preempt_newest(self) -> Request:
+        request = self.running.pop()
+        self._release(request)
+        request.num_preemptions += 1
+        self.num_preemptions += 1
+        self.waiting.appendleft(request)
+        return request
+
+    def _release(self, request: Request) -> None:
+        self.pool.release(request.block_table)
+        request.block_table = []
+        request.block_hashes = []
+        request.num_computed = 0
+
+    def complete(self, chunks: Sequence[Chunk]) -> None:
+        """Note that a step's keys and values are in the cache, and let its full blocks be shared."""
+        size = self.pool.block_size
+        for chunk in chunks:
+            request = chunk.request
+            request.num_computed = chunk.end
+            for index in range(len(request.block_hashes), chunk.end // size):
+                parent = request.block_hashes[-1] if request.block_hashes else request.root
+                tokens = request.token_ids[index * size : (index + 1) * size]
+                request.block_hashes.append(self.pool.remember(request.block_table[index], parent, tokens))
+
+    def remove(self, request: Request) -> None:
+        """Drop a request that finished or was aborted, between steps; its blocks are free at once. Idempotent."""
+        if request in self.running:
+            self.running.remove(request)
+            self._release(request)
+        elif request in self.waiting:
+            self.waiting.remove(request)

@@ -1,0 +1,251 @@
+"""`AsyncEngine`: the engine behind a server, one thread that steps and any number of callers that wait.
+
+Callers hand over requests and aborts through a mailbox; the engine's thread reads it between steps, so that no block
+is freed while a step writes it. Pieces travel back to each caller's own queue: an asyncio one, or a plain one for
+callers in threads. Closing a stream aborts its request. If a step raises, every open request fails with the reason,
+the engine is marked unhealthy and takes no more: it is never silently half alive.
+"""
+
+import asyncio
+import queue
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from torch import nn
+
+from modelwright.base.errors import CapacityError, ModelwrightError, RequestError
+from modelwright.base.logs import get_logger
+from modelwright.base.types import Completion, Delta, Message, SamplingParams
+from modelwright.engine.engine import Engine, EngineConfig, EngineStats
+from modelwright.engine.request import Answer, Piece, Request
+from modelwright.tokenizer.bpe import Tokenizer
+
+Sink = Callable[[Piece], None]  # called from the engine's thread
+log = get_logger(__name__)
+
+
+class AsyncEngine:
+    """Serves many callers at once; also a `ChatModel` for callers in threads.
+
+    The thread starts with the first request, or with `start`. End it with `stop`, or use the engine as a context.
+
+    Args:
+        model: A folder, a loaded model, or an `Engine` that nobody else drives.
+        tokenizer: None takes the folder's.
+        config: Sizes and limits of the engine.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | nn.Module | Engine,
+        *,
+        tokenizer: Tokenizer | None = None,
+        config: EngineConfig | None = None,
+    ):
+        self.engine = model if isinstance(model, Engine) else Engine(model, tokenizer=tokenizer, config=config)
+        self.error: ModelwrightError | None = None  # why the engine is unhealthy
+        self._wake = threading.Condition()  # guards the three below
+        self._to_submit: list[tuple[Request, Sink]] = []
+        self._to_abort: list[Request] = []
+        self._is_stopping = False
+        self._thread: threading.Thread | None = None
+        self._sinks: dict[int, tuple[Request, Sink]] = {}  # the engine thread's own
+
+    def __enter__(self) -> "AsyncEngine":
+        self.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer.
+
+        Raises:
+            RequestError: There is none.
+        """
+        if self.engine.tokenizer is None:
+            raise RequestError("A conversation was given, and this engine has no tokenizer. Use token ids.")
+        return self.engine.tokenizer
+
+    @property
+    def is_healthy(self) -> bool:
+        """False once a step has failed or the engine was stopped."""
+        return self.error is None and not self._is_stopping
+
+    def start(self) -> None:
+        """Start the engine's thread if it does not run yet."""
+        with self._wake:
+            if self._thread is None and not self._is_stopping:
+                self._thread = threading.Thread(target=self._run, name="modelwright-engine", daemon=True)
+                self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after its current step; open requests fail. Idempotent."""
+        with self._wake:
+            self._is_stopping = True
+            self._wake.notify()
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def stats(self) -> EngineStats:
+        """Return the engine's counters; requests in the mailbox count as waiting."""
+        return self.engine.stats(num_incoming=len(self._to_submit))
+
+    def stream_tokens(
+        self, prompt_ids: Sequence[int], params: SamplingParams, tags: dict[str, str] | None = None
+    ) -> AsyncGenerator[Delta, None]:
+        """Complete a prompt piece by piece; closing the generator frees the request's blocks.
+
+        The prompt is checked at once, before the first piece is asked for.
+
+        Raises:
+            RequestError: The prompt is empty, has an unknown id, or is longer than the context.
+            CapacityError: Too many requests wait, or the engine has stopped.
+        """
+        return self._stream_async(self._check(prompt_ids, params, tags))
+
+    async def complete_tokens(
+        self, prompt_ids: Sequence[int], params: SamplingParams, tags: dict[str, str] | None = None
+    ) -> Completion:
+        """Complete a prompt as a whole; cancelling the task frees the request's blocks. Raises as `stream_tokens`."""
+        answer = Answer()
+        async for piece in self._pieces_async(self._check(prompt_ids, params, tags)):
+            answer.add(piece)
+        return answer.completion()
+
+    def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Completion:
+        """Answer a conversation, from a thread other than the event loop's."""
+        answer = Answer()
+        for piece in self._pieces(self._check_chat(messages, params)):
+            answer.add(piece)
+        return answer.completion()
+
+    def stream(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Iterator[Delta]:
+        """Answer a conversation piece by piece, in a thread; closing the iterator frees the request's blocks."""
+        request = self._check_chat(messages, params)
+        return (piece.delta for piece in self._pieces(request))
+
+    def _check(self, prompt_ids: Sequence[int], params: SamplingParams, tags: dict[str, str] | None = None) -> Request:
+        if not self.is_healthy:
+            raise CapacityError(f"The engine takes no requests: {self.error or 'it was stopped'} Start it again.")
+        request = self.engine.check(prompt_ids, params, tags)
+        stats = self.stats()
+        if stats.waiting >= self.engine.config.max_waiting:
+            raise CapacityError(f"{stats.waiting} requests are waiting, which is the limit. Try again later.")
+        return request
+
+    def _check_chat(self, messages: Sequence[Message], params: SamplingParams | None) -> Request:
+        ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+        return self._check(ids, params or SamplingParams())
+
+    async def _stream_async(self, request: Request) -> AsyncGenerator[Delta, None]:
+        pieces = self._pieces_async(request)
+        try:
+            async for piece in pieces:
+                yield piece.delta
+        finally:
+            await pieces.aclose()
+
+    async def _pieces_async(self, request: Request) -> AsyncGenerator[Piece, None]:
+        loop = asyncio.get_running_loop()
+        mail: asyncio.Queue[Piece] = asyncio.Queue()
+        self._submit(request, lambda piece: _post(loop, mail, piece))
+        try:
+            while True:
+                piece = await mail.get()
+                if piece.error is not None:
+                    raise piece.error
+                yield piece
+                if piece.is_last:
+                    return
+        finally:
+            self._abort(request)
+
+    def _pieces(self, request: Request) -> Iterator[Piece]:
+        mail: queue.SimpleQueue[Piece] = queue.SimpleQueue()
+        self._submit(request, mail.put)
+        try:
+            while True:
+                piece = mail.get()
+                if piece.error is not None:
+                    raise piece.error
+                yield piece
+                if piece.is_last:
+                    return
+        finally:
+            self._abort(request)
+
+    def _submit(self, request: Request, sink: Sink) -> None:
+        self.start()
+        with self._wake:
+            if not self.is_healthy:
+                raise CapacityError(f"The engine takes no requests: {self.error or 'it was stopped'} Start it again.")
+            self._to_submit.append((request, sink))
+            self._wake.notify()
+
+    def _abort(self, request: Request) -> None:
+        if request.is_finished:
+            return
+        with self._wake:
+            self._to_abort.append(request)
+            self._wake.notify()
+
+    def _run(self) -> None:
+        reason: ModelwrightError = CapacityError("The engine was stopped before the request was finished.")
+        try:
+            while self._read_mail():
+                for piece in self.engine.step():
+                    _, sink = self._sinks.pop(piece.request_id) if piece.is_last else self._sinks[piece.request_id]
+                    sink(piece)
+        except Exception as error:
+            log.exception("the engine's step failed")
+            reason = self.error = ModelwrightError(
+                f"The engine failed in the middle of a step ({type(error).__name__}: {error}); every open request "
+                "ended with it. The log has the details."
+            )
+        finally:
+            self._fail_all(reason)
+
+    def _read_mail(self) -> bool:
+        """Take in requests and aborts, waiting for some if there is nothing to do; False when it is time to end."""
+        with self._wake:
+            while not (self._to_submit or self._to_abort or self._is_stopping or self.engine.has_work):
+                self._wake.wait()
+            incoming, self._to_submit = self._to_submit, []
+            aborted, self._to_abort = self._to_abort, []
+            is_stopping = self._is_stopping
+        for request, sink in incoming:
+            try:
+                self.engine.submit(request)
+            except CapacityError as error:
+                request.error = error
+                sink(Piece(request.id, Delta(""), error=error))
+            else:
+                self._sinks[request.id] = (request, sink)
+        for request in aborted:
+            self.engine.abort(request)
+            self._sinks.pop(request.id, None)
+        return not is_stopping
+
+    def _fail_all(self, reason: ModelwrightError) -> None:
+        with self._wake:
+            self._is_stopping = True
+            never_started, self._to_submit = self._to_submit, []
+        for request, sink in [*self._sinks.values(), *never_started]:
+            request.error = request.error or reason
+            sink(Piece(request.id, Delta(""), error=reason))
+        self._sinks.clear()
+        self.engine.abort_all()
+
+
+def _post(loop: asyncio.AbstractEventLoop, mail: "asyncio.Queue[Piece]", piece: Piece) -> None:
+    """Put a piece into a queue of an event loop from another thread."""
+    try:
+        loop.call_soon_threadsafe(mail.put_nowait, piece)
+    except RuntimeError:
+        log.debug("the event loop of request %d has closed", piece.request_id)
