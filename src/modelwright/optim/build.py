@@ -1,0 +1,133 @@
+"""From a settings section to optimizers: which parameter gets which rule.
+
+Weight decay falls on matrices only; norms and biases are left alone. Several optimizers act as one.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modelwright.base.errors import ConfigError
+from modelwright.base.registry import lookup
+from modelwright.optim.muon import Muon, MuonConfig
+
+
+@dataclass(frozen=True)
+class AdamWConfig:
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101)."""
+
+    learning_rate: float = 0.002  # peak, before the schedule
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.1  # decoupled, times the learning rate
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Which update rule, and its settings; the section of the other one has no effect."""
+
+    name: str = "muon"  # muon or adamw
+    muon: MuonConfig = field(default_factory=MuonConfig)
+    adamw: AdamWConfig = field(default_factory=AdamWConfig)
+
+    def __post_init__(self) -> None:
+        unused = {"muon": self.adamw != AdamWConfig(), "adamw": self.muon != MuonConfig()}
+        if unused.get(self.name):
+            other = "adamw" if self.name == "muon" else "muon"
+            raise ConfigError(
+                f"optimizer.name is {self.name!r}, but optimizer.{other} was set, which has no effect then. "
+                f"Remove that section or choose optimizer.name: {other}."
+            )
+
+
+class OptimizerSet:
+    """Several optimizers used as one; the schedule's factor scales each group's own peak rate."""
+
+    def __init__(self, optimizers: dict[str, torch.optim.Optimizer]):
+        self.optimizers = optimizers
+        for optimizer in optimizers.values():
+            for group in optimizer.param_groups:
+                group["peak_lr"] = group["lr"]
+
+    def set_factor(self, factor: float) -> None:
+        """Set every group's rate to ``factor`` times its peak."""
+        for group in self.groups():
+            group["lr"] = group["peak_lr"] * factor
+
+    def groups(self) -> Iterator[dict[str, Any]]:
+        """Yield every parameter group."""
+        for optimizer in self.optimizers.values():
+            yield from optimizer.param_groups
+
+    def parameters(self) -> list[Tensor]:
+        """Return every parameter under these rules."""
+        return [p for group in self.groups() for p in group["params"]]
+
+    def step(self) -> None:
+        """Apply every rule once."""
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+
+
+def _split(model: nn.Module) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Return (hidden matrices, embedding and output matrices, vectors), each parameter once."""
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    tables |= {id(m.weight) for name, m in model.named_modules() if name.endswith("lm_head") and hasattr(m, "weight")}
+    hidden, wide, vectors = [], [], []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            group = vectors if parameter.ndim < 2 else wide if id(parameter) in tables else hidden
+            group.append(parameter)
+    return hidden, wide, vectors
+
+
+def _adamw(matrices: list[Tensor], vectors: list[Tensor], rate: float, betas: Any, decay: float) -> torch.optim.AdamW:
+    groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=rate, betas=tuple(betas), eps=1e-8, fused=True)
+
+
+def make_adamw(model: nn.Module, config: OptimizerConfig) -> OptimizerSet:
+    """Build AdamW for every trainable parameter."""
+    hidden, wide, vectors = _split(model)
+    settings = config.adamw
+    return OptimizerSet(
+        {"adamw": _adamw(hidden + wide, vectors, settings.learning_rate, settings.betas, settings.weight_decay)}
+    )
+
+
+def make_muon(model: nn.Module, config: OptimizerConfig) -> OptimizerSet:
+    """Build Muon for the hidden matrices and AdamW for the rest."""
+    hidden, wide, vectors = _split(model)
+    settings = config.muon
+    optimizers: dict[str, torch.optim.Optimizer] = {}
+    if hidden:
+        optimizers["muon"] = Muon(
+            hidden,
+            settings.learning_rate,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            num_iterations=settings.num_iterations,
+        )
+    if wide or vectors:
+        optimizers["adamw"] = _adamw(wide, vectors, settings.adamw_learning_rate, settings.adamw_betas, 0.0)
+    return OptimizerSet(optimizers)
+
+
+def make_optimizer(model: nn.Module, config: OptimizerConfig) -> OptimizerSet:
+    """Build the optimizer that the settings name, over the trainable parameters.
+
+    Raises:
+        ConfigError: The name is unknown, or nothing in the model is trainable.
+    """
+    from modelwright.optim import OPTIMIZERS
+
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ConfigError("The model has no trainable parameter. Unfreeze some, or add an adapter before training.")
+    return lookup(OPTIMIZERS, config.name, "optimizer.name")(model, config)
