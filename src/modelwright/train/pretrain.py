@@ -1,0 +1,229 @@
+"""Pre-training: a decoder from random weights on the documents of a data set.
+
+Shape, batch size and number of steps are derived from the time budget and the measured speed of this machine, unless
+the recipe gives them. What was derived is written to ``plan.json`` before the first step, so that a killed run goes
+on with the same figures.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from modelwright.base.artifact import new_artifact
+from modelwright.base.config import build, to_dict
+from modelwright.base.device import has_fast_bf16, measure_matmul_flops, pick_device
+from modelwright.base.errors import ConfigError, DataError
+from modelwright.base.files import read_json, read_jsonl, write_json
+from modelwright.base.progress import Stopwatch, console, human_count
+from modelwright.data.load import RowLoader
+from modelwright.data.pack import stream_rows
+from modelwright.models.llama import Llama, LlamaConfig
+from modelwright.models.weights import save_model
+from modelwright.nn.init import init_weights
+from modelwright.tokenizer.bpe import Tokenizer
+from modelwright.tokenizer.formats import load_tokenizer
+from modelwright.train.budget import count_parameters, derive_batch_tokens, derive_shape, flops_per_token
+from modelwright.train.loop import Hook, LoopConfig, Run, measure_step_seconds, train
+from modelwright.train.objective import CausalLanguageModeling
+
+# Rows a forward pass: enough to keep the cores busy, few enough that activations stay in a few hundred megabytes.
+MICRO_BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class ShapeConfig:
+    """Sizes of the decoder."""
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    intermediate_size: int
+    num_kv_heads: int | None = None  # None: as many as num_heads
+    tie_embeddings: bool = True
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """A pre-training run from a data set to a model folder."""
+
+    data: Path  # data set folder that mw data made, with train.jsonl
+    tokenizer: Path  # tokenizer folder
+    out: Path  # model folder to make
+    minutes: float | None = None  # time budget from which shape and steps are derived; None: give shape and num_steps
+    max_seq_len: int = 256  # tokens a row, and the context of the model
+    shape: ShapeConfig | None = None  # None: derived from the budget
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def __post_init__(self) -> None:
+        if self.minutes is None and (self.shape is None or self.loop.num_steps is None):
+            raise ConfigError(
+                "The recipe gives no minutes, so it must give shape and loop.num_steps. Set minutes to derive them."
+            )
+        if self.minutes is not None and not self.minutes > 0:
+            raise ConfigError(f"minutes is {self.minutes}; it must be above 0.")
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """What a pre-training run made and how fast it was."""
+
+    out: Path
+    figures: dict[str, Any]
+    losses: list[tuple[int, float]]
+
+
+def run_pretrain(config: PretrainConfig, hooks: Sequence[Hook] = ()) -> PretrainResult:
+    """Train a decoder and write it as a model folder with its tokenizer.
+
+    Raises:
+        DataError: The data set or tokenizer is missing or too small.
+    """
+    watch = Stopwatch()
+    tokenizer = load_tokenizer(config.tokenizer)
+    documents = encode_documents(config.data / "train.jsonl", tokenizer)
+    work = config.out.with_name(config.out.name + ".run")
+    model_config, loop, rate = _resolve(config, tokenizer, documents, work, watch)
+    model = init_weights(Llama(model_config), loop.seed)
+    loader = _make_loader(documents, config.max_seq_len, tokenizer.eos_id, loop)
+    started, first = Stopwatch(), _FirstSteps()
+    run = train(model, CausalLanguageModeling(), loader, loop, folder=work, hooks=[first, *hooks], name="pre-train")
+    figures = _figures(model_config, loop, config.max_seq_len, rate, first.seconds_per_step(run), started.seconds)
+    with new_artifact(
+        config.out, "model", settings=to_dict(config), parents=[config.data, config.tokenizer], seed=loop.seed
+    ) as (folder, measured):
+        save_model(model, folder)
+        tokenizer.save(folder)
+        write_json(folder / "training.json", {"figures": figures, "losses": run.losses, "loop": to_dict(loop)})
+        measured.update(figures)
+    shutil.rmtree(work, ignore_errors=True)
+    return PretrainResult(config.out, figures, run.losses)
+
+
+def encode_documents(file: Path, tokenizer: Tokenizer) -> list[np.ndarray]:
+    """Return the token ids of every document of a ``.jsonl`` file with a ``text`` field.
+
+    Raises:
+        DataError: The file is missing or holds no text.
+    """
+    texts = [row["text"] for row in read_jsonl(file)]
+    if not texts:
+        raise DataError(f"{file} holds no document. Make the data set again from documents with text.")
+    return [np.array(ids, dtype=np.int64) for ids in tokenizer.encode_batch(texts)]
+
+
+def _make_loader(documents: list[np.ndarray], row_len: int, separator_id: int, loop: LoopConfig) -> RowLoader:
+    return RowLoader(
+        lambda epoch: stream_rows(documents, row_len, separator_id, seed=loop.seed * 100_003 + epoch),
+        loop.micro_batch_size,
+    )
+
+
+def _resolve(
+    config: PretrainConfig, tokenizer: Tokenizer, documents: list[np.ndarray], work: Path, watch: Stopwatch
+) -> tuple[LlamaConfig, LoopConfig, float]:
+    """Return the model, the loop with its number of steps, and the machine's matrix rate; derived ones are kept."""
+    kept = work / "plan.json"
+    if kept.is_file():
+        values = read_json(kept)
+        if values["settings"] != to_dict(config):
+            raise ConfigError(
+                f"{work} holds an unfinished run with other settings. Remove it to start anew, or set them back."
+            )
+        return LlamaConfig.from_hf(values["model"]), build(LoopConfig, values["loop"]), values["matmul_flops"]
+    device = pick_device(config.loop.device)
+    rate = measure_matmul_flops(device, torch.bfloat16 if has_fast_bf16(device) else torch.float32, 0.5)
+    num_tokens = sum(len(ids) for ids in documents)
+    model_config = _shape(config, tokenizer, num_tokens, rate)
+    loop = config.loop
+    if loop.num_steps is None:
+        loop = _fit_steps(config, model_config, documents, tokenizer.eos_id, rate, watch)
+    values = {
+        "settings": to_dict(config),
+        "model": model_config.to_hf(),
+        "loop": to_dict(loop),
+        "matmul_flops": rate,
+    }
+    write_json(kept, values)
+    return model_config, loop, rate
+
+
+def _shape(config: PretrainConfig, tokenizer: Tokenizer, num_tokens: int, rate: float) -> LlamaConfig:
+    if config.shape is None:
+        assert config.minutes is not None
+        found = derive_shape(tokenizer.vocab_size, config.max_seq_len, num_tokens, config.minutes * 60, rate)
+    else:
+        found = LlamaConfig(vocab_size=tokenizer.vocab_size, max_seq_len=config.max_seq_len, **to_dict(config.shape))
+    return replace(
+        found, eos_token_id=(tokenizer.eos_id,), pad_token_id=tokenizer.pad_id, bos_token_id=tokenizer.bos_id
+    )
+
+
+def _fit_steps(
+    config: PretrainConfig,
+    model_config: LlamaConfig,
+    documents: list[np.ndarray],
+    separator_id: int,
+    rate: float,
+    watch: Stopwatch,
+) -> LoopConfig:
+    """Time a few steps of the run to come, and return the loop with as many steps as the rest of the time holds."""
+    assert config.minutes is not None
+    row_len = config.max_seq_len
+    expected = config.minutes * 60 * rate * 0.45 / flops_per_token(model_config, row_len)
+    batch = derive_batch_tokens(expected)
+    micro = max(1, min(batch, MICRO_BATCH_TOKENS) // row_len)
+    accumulate = max(1, batch // (micro * row_len))
+    loop = replace(config.loop, micro_batch_size=micro, grad_accum_steps=accumulate, num_steps=1_000_000)
+    model = init_weights(Llama(model_config), loop.seed)
+    run = Run(model, CausalLanguageModeling(), _make_loader(documents, row_len, separator_id, loop), loop)
+    seconds = measure_step_seconds(run)
+    num_steps = max(10, int((config.minutes * 60 - watch.seconds) / seconds))
+    _announce(model_config, num_tokens=num_steps * batch, batch=batch, rate=rate)
+    return replace(loop, num_steps=num_steps)
+
+
+def _announce(config: LlamaConfig, num_tokens: int, batch: int, rate: float) -> None:
+    total, _ = count_parameters(config)
+    console.print(
+        f"  derived: {human_count(total)} parameters ({config.num_layers} layers of {config.hidden_size}), "
+        f"{human_count(num_tokens)} tokens in batches of {batch}, at a matrix rate of {rate / 1e9:.0f} GFLOP/s"
+    )
+
+
+class _FirstSteps:
+    """A hook that remembers how long each step took, and leaves out the first two, which compile."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def __call__(self, run: Run, report: Any) -> None:
+        self.seconds.append(report.seconds)
+
+    def seconds_per_step(self, run: Run) -> float:
+        """Return the mean over the steps of this process."""
+        steady = self.seconds[2:] or self.seconds
+        return sum(steady) / max(len(steady), 1)
+
+
+def _figures(
+    config: LlamaConfig, loop: LoopConfig, row_len: int, rate: float, step_seconds: float, seconds: float
+) -> dict[str, Any]:
+    assert loop.num_steps is not None
+    batch = loop.micro_batch_size * loop.grad_accum_steps * row_len
+    speed = batch / step_seconds if step_seconds else 0.0
+    return {
+        "parameters": count_parameters(config)[0],
+        "num_steps": loop.num_steps,
+        "tokens": loop.num_steps * batch,
+        "tokens_per_step": batch,
+        "tokens_per_second": speed,
+        "flops_per_token": flops_per_token(config, row_len),
+        "matmul_flops_per_second": rate,
+        "mfu_fraction": speed * flops_per_token(config, row_len) / rate,
+        "seconds": seconds,
+    }
