@@ -16,6 +16,8 @@ from modelwright.models.bert import Bert, BertConfig
 from modelwright.models.llama import Llama, LlamaConfig
 from modelwright.models.weights import from_published, load_model, save_model, to_published
 from modelwright.nn.init import init_weights
+from modelwright.nn.linear import linears, replace_module
+from modelwright.nn.lowbit import LAYERS, quantization_config
 
 CONFIG = LlamaConfig(
     vocab_size=61,
@@ -323,3 +325,33 @@ def test_a_full_disk_keeps_the_old_file(folder, monkeypatch):
         save_model(llama(tie_embeddings=True), folder)
     assert torch.equal(logits(load_model(folder)), expected)
     assert not list(folder.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("tie_embeddings", [False, True])
+def test_a_low_bit_folder_comes_back_the_same(tmp_path, bits, tie_embeddings):
+    group_size = {4: 16, 8: None}[bits]
+    ignore = ["lm_head", "model.layers.1.mlp.up_proj"]  # published names, as in the file
+    model = llama(tie_embeddings=tie_embeddings, num_layers=2).to(torch.bfloat16)
+    for name, layer in list(linears(model)):
+        if name not in ("lm_head", "layers.1.mlp.up"):
+            replace_module(model, name, LAYERS[bits].from_linear(layer, group_size))
+    model.quantization_config = quantization_config(bits, group_size, ignore)
+    save_model(model, tmp_path)
+    again = load_model(tmp_path)
+    assert isinstance(again.layers[0].attention.q, LAYERS[bits])
+    assert isinstance(again.layers[1].mlp.up, torch.nn.Linear) and isinstance(again.lm_head, torch.nn.Linear)
+    assert torch.equal(logits(again), logits(model))
+    save_model(again, tmp_path / "again")
+    assert (
+        load_file(tmp_path / "again" / "model.safetensors").keys() == load_file(tmp_path / "model.safetensors").keys()
+    )
+
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["model.layers.0.self_attn.q_proj.weight_scale"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.layers\.0\.self_attn\.q_proj\.weight_scale"):
+        load_model(tmp_path)
+    edit_config(tmp_path, quantization_config={"quant_method": "gptq"})
+    with pytest.raises(CheckpointError, match=r"config\.json: quantization_config: quant_method is 'gptq'"):
+        load_model(tmp_path)

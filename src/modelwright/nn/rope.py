@@ -98,11 +98,14 @@ def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None
         return frequency
     if scaling.kind == "linear":
         return frequency / scaling.factor
-    # How many whole turns a pair makes within the original length decides: few turns -> slowed, many -> kept.
-    turns = scaling.original_max_seq_len * frequency / (2 * math.pi)
-    kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    kept = kept.clamp(0.0, 1.0)
-    return (1 - kept) * frequency / scaling.factor + kept * frequency
+    # A pair of long wavelength is slowed, one of short wavelength kept, those between are blended. The order of the
+    # operations is the published one: another rounding of a frequency would show at position 100,000.
+    wavelength = 2 * math.pi / frequency  # in positions
+    low, high, length = scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_max_seq_len
+    kept = (length / wavelength - low) / (high - low)
+    blended = (1 - kept) * frequency / scaling.factor + kept * frequency
+    slowed = torch.where(wavelength > length / low, frequency / scaling.factor, blended)
+    return torch.where(wavelength < length / high, frequency, slowed)
 
 
 class RotaryTable(nn.Module):
