@@ -14,10 +14,10 @@ from typing import Any
 from modelwright.base.errors import RequestError
 from modelwright.base.types import SamplingParams, Usage
 from modelwright.rag.answer import Answer, stream_answer
+from modelwright.rag.index import MAX_QUERY_CHARS
 from modelwright.serve import fields
 from modelwright.serve.served import Piece, Served
 
-MAX_QUESTION = 20_000  # characters; a search for more finds nothing that a shorter question does not
 CUTTING = ("max_tokens", "max_completion_tokens", "stop", "ignore_eos")
 GENERATED_TOKENS = 512  # an answer's length when the request does not say
 
@@ -39,9 +39,9 @@ def _question(body: Mapping[str, Any]) -> str:
     question = next((turn.content.strip() for turn in reversed(turns) if turn.role == "user"), "")
     if not question:
         raise RequestError("There is no question: no message of the user has text.", param="messages", code="empty")
-    if len(question) > MAX_QUESTION:
+    if len(question) > MAX_QUERY_CHARS:
         raise RequestError(
-            f"The question has {len(question)} characters; the documents take at most {MAX_QUESTION}. Shorten it.",
+            f"The question has {len(question)} characters; the documents take at most {MAX_QUERY_CHARS}. Shorten it.",
             param="messages",
             code="context_length_exceeded",
         )

@@ -15,10 +15,10 @@ from modelwright.base.errors import RequestError
 from modelwright.base.types import Usage
 from modelwright.serve import documents, fields, language
 from modelwright.serve.body import read_json
+from modelwright.serve.events import DONE, ClientGoneError, EventStream, event, gather_streams, while_connected
 from modelwright.serve.metrics import Timer
 from modelwright.serve.replies import Reply, sum_usage, usage_object
 from modelwright.serve.served import Piece, Served
-from modelwright.serve.stream import DONE, ClientGoneError, EventStream, event, gather_streams, while_connected
 from modelwright.serve.web import FastAPI, JSONResponse, Request, Response
 
 Pieces = AsyncGenerator[Piece, None]

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modelwright.base.errors import ConfigError, DataError, RequestError
+from modelwright.base.errors import ConfigError, RequestError
 from modelwright.serve.served import Served
-from modelwright.serve.web import FastAPI, HTTPException, JSONResponse, Request, Response, run_in_threadpool
+from modelwright.serve.web import FastAPI, HTTPException, JSONResponse, Request, Response
 
 FIRST_FILE = "index.html"
 NUM_EXAMPLES = 4
@@ -108,9 +108,5 @@ class PageRoutes:
         id = request.query_params.get("id")
         if not id:
             raise RequestError("id is missing; give the id of a document.", param="id", code="missing_parameter")
-        try:
-            document = await run_in_threadpool(self.served.index.document, id)
-        except (KeyError, DataError):
-            message = f"There is no document {id!r} in the index."
-            raise RequestError(message, param="id", code="document_not_found", status=404) from None
+        document = self.served.index.document(id)  # raises the 404
         return JSONResponse({"id": document.id, "title": document.title, "text": document.text})

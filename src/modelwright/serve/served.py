@@ -140,7 +140,7 @@ class Served:
     def max_context(self) -> int:
         """Tokens of prompt and completion together that the language model takes."""
         assert self.engine is not None
-        return self.engine.engine.max_context
+        return int(self.engine.engine.max_context)
 
     def silence_seconds(self) -> float:
         """Return the seconds since work last moved: a piece of an answer, or a step of the engine."""

@@ -10,7 +10,6 @@ try:
     import uvicorn
     from fastapi import FastAPI, Request
     from fastapi.responses import JSONResponse, Response
-    from starlette.concurrency import run_in_threadpool
     from starlette.exceptions import HTTPException
     from starlette.requests import ClientDisconnect
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -30,6 +29,5 @@ __all__ = [
     "Scope",
     "Send",
     "prometheus_client",
-    "run_in_threadpool",
     "uvicorn",
 ]

@@ -134,7 +134,7 @@ function finish(exchange, body, text, last) {
   const citations = last.citations ?? [];
   body.className = "answer";
   body.classList.toggle("is-unsupported", last.is_supported === false);
-  body.replaceChildren(...withMarkers(text, citations));
+  body.replaceChildren(...withMarkers(text.trim(), citations));
   if (last.finish_reason === "length") {
     exchange.append(make("p", "note", "The answer reached its greatest length and may be incomplete."));
   }
@@ -147,31 +147,54 @@ function withMarkers(text, citations) {
   return text.split(/\[(\d{1,3})\]/).map((part, i) => {
     if (i % 2 === 0) return part;
     if (!at.has(part)) return `[${part}]`;
-    const button = make("button", "cite", part);
-    button.type = "button";
-    button.setAttribute("aria-label", `Source ${part}: ${citations[at.get(part)].doc}`);
-    button.addEventListener("click", () => openPanel(citations, at.get(part)));
-    return button;
+    return cite(citations, at.get(part));
   });
 }
 
 function sources(citations, mode) {
   const section = make("section", "sources");
   section.append(make("h3", "label", citations.length === 1 ? "Source" : "Sources"));
-  const list = make("ol");
-  citations.forEach((citation, position) => {
-    const button = make("button", "source");
-    button.type = "button";
-    button.append(make("span", "source-number", String(citation.number)), make("span", "source-name", citation.doc));
-    // A quoted answer has shown the words already.
-    if (mode !== "extractive") button.append(make("span", "source-quote", citation.quote));
-    button.addEventListener("click", () => openPanel(citations, position));
-    const item = make("li");
-    item.append(button);
-    list.append(item);
-  });
+  const list = make("ul");
+  // A quoted answer has shown the words already, so each document is named once; a written one shows its passages.
+  list.append(...(mode === "extractive" ? byDocument(citations) : citations.map((c, at) => passage(citations, at))));
   section.append(list);
   return section;
+}
+
+function byDocument(citations) {
+  const documents = new Map();
+  citations.forEach((citation, at) => {
+    documents.set(citation.doc, [...(documents.get(citation.doc) ?? []), at]);
+  });
+  return [...documents].map(([doc, places]) => {
+    const item = make("li", "source source-document");
+    item.append(make("span", "source-name", doc), ...places.map((at) => cite(citations, at)));
+    return item;
+  });
+}
+
+function passage(citations, at) {
+  const citation = citations[at];
+  const button = make("button", "source");
+  button.type = "button";
+  button.append(
+    make("span", "source-number", String(citation.number)),
+    make("span", "source-name", citation.doc),
+    make("span", "source-quote", citation.quote),
+  );
+  button.addEventListener("click", () => openPanel(citations, at));
+  const item = make("li");
+  item.append(button);
+  return item;
+}
+
+function cite(citations, at) {
+  const { number, doc } = citations[at];
+  const button = make("button", "cite", String(number));
+  button.type = "button";
+  button.setAttribute("aria-label", `Source ${number}: ${doc}`);
+  button.addEventListener("click", () => openPanel(citations, at));
+  return button;
 }
 
 function notice(words, action, run) {

@@ -1,0 +1,132 @@
+"""The application's edge: health, metrics, headers, other sites' scripts, and the engine going down."""
+
+import concurrent.futures
+import time
+
+import httpx2
+import pytest
+
+from modelwright.base.errors import ConfigError
+from modelwright.serve.app import ServeConfig, create_app
+
+pytestmark = pytest.mark.service
+
+
+def test_health_and_metrics_tell_what_happened(server):
+    client = server.client()
+    before = httpx2.get(server.url + "/metrics").text
+    answer = client.chat.completions.create(
+        model="tiny", messages=[{"role": "user", "content": "Hi"}], max_tokens=5, temperature=0
+    )
+    after = httpx2.get(server.url + "/metrics").text
+
+    def value(text, name):
+        return next((float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(name)), 0.0)
+
+    for kind, count in (("prompt", answer.usage.prompt_tokens), ("completion", answer.usage.completion_tokens)):
+        name = f'modelwright_tokens_total{{kind="{kind}"}}'
+        assert value(after, name) - value(before, name) == count
+    name = 'modelwright_requests_total{route="/v1/chat/completions",status="200"}'
+    assert value(after, name) - value(before, name) == 1
+    assert value(after, "modelwright_engine_total_blocks") == server.engine.stats().total_blocks
+    assert value(after, 'modelwright_running_answers{model="tiny"}') == 0
+    assert httpx2.get(server.url + "/health/live").json() == {"status": "live"}
+    ready = httpx2.get(server.url + "/health/ready").json()
+    assert ready["status"] == "ready" and ready["steps"] == server.engine.stats().num_steps
+
+
+def test_every_answer_carries_the_security_headers_and_a_request_id(server):
+    for path in ("/", "/v1/models", "/nothing", "/page/style.css"):
+        headers = httpx2.get(server.url + path, headers={"x-request-id": "mine"}).headers
+        assert "default-src 'self'" in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff" and headers["x-request-id"] == "mine"
+    assert len(httpx2.get(server.url + "/v1/models", headers={"x-request-id": "x" * 500}).headers["x-request-id"]) == 24
+
+
+@pytest.mark.parametrize("headers", [{"origin": "http://evil.example"}, {"origin": "null"}, {"host": "evil.example"}])
+def test_pages_of_other_sites_are_refused(server, headers):
+    response = httpx2.get(server.url + "/api/info", headers=headers)
+    assert response.status_code == 403 and response.json()["error"]["code"] in ("foreign_origin", "unknown_host")
+    assert "access-control-allow-origin" not in response.headers
+
+
+def test_the_own_page_and_a_doubled_slash_pass(server):
+    assert httpx2.get(server.url + "/api/info", headers={"origin": server.url}).status_code == 200
+    assert httpx2.get(server.url + "/v1//models").status_code == 200
+
+
+def test_nothing_outside_the_page_folder_is_served(server):
+    for name in ("../secret.txt", "%2e%2e/secret.txt", "..%2fsecret.txt", "/etc/passwd", "nothing.css"):
+        assert httpx2.get(f"{server.url}/page/{name}").status_code == 404
+    assert httpx2.get(server.url + "/").text.startswith("<!doctype html>")
+    assert httpx2.get(server.url + "/page/style.css").headers["content-type"].startswith("text/css")
+
+
+def test_an_engine_that_is_down_is_a_503_that_may_be_retried(start, build_engine):
+    engine = build_engine()
+    with start(create_app(ServeConfig(), engine, engine.tokenizer, "tiny", None, None), engine) as server:
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+        assert httpx2.post(server.url + "/v1/chat/completions", json=body).status_code == 200
+        engine.stop()
+        response = httpx2.post(server.url + "/v1/chat/completions", json=body)
+        assert response.status_code == 503 and response.json()["error"]["code"] == "engine_down"
+        assert response.headers["retry-after"]
+        assert httpx2.get(server.url + "/health/ready").status_code == 503
+        assert httpx2.get(server.url + "/health/live").status_code == 200
+
+
+def test_an_engine_that_stops_in_the_middle_ends_the_stream_with_an_error(start, build_engine, parse_events):
+    engine = build_engine()
+    with start(create_app(ServeConfig(), engine, engine.tokenizer, "tiny", None, None), engine) as server:
+        body = {"model": "tiny", "prompt": "The", "max_tokens": 250, "ignore_eos": True, "stream": True}
+        with httpx2.stream("POST", server.url + "/v1/completions", json=body, timeout=30) as response:
+            pieces = response.iter_text()
+            text = next(pieces)
+            engine.stop()
+            text += "".join(pieces)
+        last = parse_events(text)[-1]
+        assert last["error"]["code"] == "engine_down" and "stopped" in last["error"]["message"]
+
+
+def test_a_full_queue_turns_requests_away(start, build_engine):
+    with build_engine(max_running=1) as engine:
+        config = ServeConfig(max_waiting=2)
+        with start(create_app(config, engine, engine.tokenizer, "tiny", None, None), engine) as server:
+            body = {"model": "tiny", "prompt": "The heap", "max_tokens": 100, "ignore_eos": True}
+            with concurrent.futures.ThreadPoolExecutor(12) as pool:
+                url = server.url + "/v1/completions"
+                answers = list(pool.map(lambda _: httpx2.post(url, json=body, timeout=60), range(12)))
+            statuses = [a.status_code for a in answers]
+            assert set(statuses) == {200, 503} and statuses.count(200) >= 3
+            refused = next(a for a in answers if a.status_code == 503)
+            assert refused.headers["retry-after"] == "1" and refused.json()["error"]["code"] == "overloaded"
+            server.wait_until_idle()
+
+
+def test_what_contradicts_itself_is_refused_before_anything_starts(build_engine, tmp_path, index):
+    engine = build_engine()
+    with pytest.raises(ConfigError, match="nothing to serve"):
+        create_app(ServeConfig(), None, None, "tiny", None, None)
+    with pytest.raises(ConfigError, match="needs a model"):
+        create_app(ServeConfig(answer_mode="generated"), None, None, "tiny", index, None)
+    with pytest.raises(ConfigError, match="no index.html"):
+        create_app(ServeConfig(), engine, engine.tokenizer, "tiny", None, tmp_path)
+    with pytest.raises(ConfigError, match="max_waiting is 0"):
+        ServeConfig(max_waiting=0)
+
+
+def test_requests_that_do_not_move_make_the_server_unready(start, build_engine):
+    with build_engine() as engine:
+        app = create_app(ServeConfig(stall_seconds=0.2), engine, engine.tokenizer, "tiny", None, None)
+        with start(app, engine) as server:
+            pulse = app.state.served.pulse
+            pulse.start()  # a request that gets no piece
+            time.sleep(0.4)
+            response = httpx2.get(server.url + "/health/ready")
+            assert response.status_code == 503 and "nothing has moved" in response.json()["error"]["message"]
+            body = {"model": "tiny", "prompt": "The heap", "max_tokens": 2}
+            assert httpx2.post(server.url + "/v1/completions", json=body).status_code == 200
+            assert httpx2.get(server.url + "/health/ready").status_code == 200  # the engine's steps are progress
+            pulse.stop()
+            time.sleep(0.4)
+            assert httpx2.get(server.url + "/health/ready").status_code == 200  # nothing to do is no stall
