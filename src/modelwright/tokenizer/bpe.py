@@ -10,16 +10,19 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tokenizers
 
 from modelwright.base.errors import ConfigError, DataError
 from modelwright.base.files import atomic_file, write_json
 from modelwright.base.types import Message
-from modelwright.tokenizer.byte_level import unspell
+from modelwright.tokenizer.byte_level import PIECE_CHARS, cut_text, unspell
 from modelwright.tokenizer.chat_template import ChatTemplate, assistant_spans
 from modelwright.tokenizer.special import TURN_END
+
+_BATCH_CHARS = 4_000_000  # handed to the library at once; its encodings take some 100 bytes a token
+_SENTENCEPIECE_STEPS = {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
 
 Messages = Sequence[Message | Mapping[str, Any]]
 
@@ -61,6 +64,7 @@ class Tokenizer:
         self._settings = dict(settings or {})
         added = backend.get_added_tokens_decoder()
         self.special_ids = {token.content: index for index, token in sorted(added.items()) if token.special}
+        self._absorbs = {token.content: (token.lstrip, token.rstrip) for token in added.values() if token.special}
         # Ordinary text may turn into the unknown token, and into nothing else that is special.
         self._guarded = frozenset(i for text, i in self.special_ids.items() if text != self.roles.get("unk_token"))
         self._special_set = frozenset(self.special_ids.values())
@@ -105,8 +109,9 @@ class Tokenizer:
     def with_chat_template(self, source: str) -> "Tokenizer":
         """Return the same tokenizer with another chat template."""
         backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
-        stops = tuple(i for i in self.stop_ids)
-        return Tokenizer(backend, roles=self.roles, chat_template=source, stop_ids=stops, settings=self._settings)
+        return Tokenizer(
+            backend, roles=self.roles, chat_template=source, stop_ids=self.stop_ids, settings=self._settings
+        )
 
     # -- text to ids -----------------------------------------------------------------------------------------------
 
@@ -119,6 +124,8 @@ class Tokenizer:
         Raises:
             DataError: The text has lone surrogates, which no UTF-8 can hold.
         """
+        if isinstance(text, str) and len(text) > PIECE_CHARS:
+            return self.encode_batch([text], add_special_tokens)[0]
         ids = self._ordinary(text)[0]
         return [*self._prefix, *ids, *self._suffix] if add_special_tokens else ids
 
@@ -126,22 +133,54 @@ class Tokenizer:
         """Return the ids of many texts, each as `encode` gives them, on all cores."""
         if isinstance(texts, str):
             raise DataError("encode_batch was given one text; expected a list of texts. Call encode for one.")
-        try:
-            encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        except TypeError:
-            return [self.encode(text, add_special_tokens) for text in texts]  # says which text is wrong
-        rows = []
-        for text, encoding in zip(texts, encodings, strict=True):
-            ids = encoding.ids
-            if not self._guarded.isdisjoint(ids):
-                ids = self._ordinary(text)[0]
-            rows.append([*self._prefix, *ids, *self._suffix] if add_special_tokens else ids)
+        rows: list[list[int]] = [list(self._prefix) if add_special_tokens else [] for _ in texts]
+        waiting: list[tuple[list[int], str]] = []
+        num_chars = 0
+        for row, text in zip(rows, texts, strict=True):
+            if not isinstance(text, str):
+                raise DataError(_why_not_text(text))
+            for piece in cut_text(text) if self._is_cuttable else [text]:
+                waiting.append((row, piece))
+                num_chars += len(piece)
+                if num_chars > _BATCH_CHARS:
+                    self._encode_pieces(waiting)
+                    waiting, num_chars = [], 0
+        self._encode_pieces(waiting)
+        if add_special_tokens and self._suffix:
+            for row in rows:
+                row += self._suffix
         return rows
 
-    def _ordinary(self, text: str) -> tuple[list[int], list[int]]:
+    def _encode_pieces(self, pieces: list[tuple[list[int], str]]) -> None:
+        """Encode pieces on all cores and append the ids of each to its row."""
+        try:
+            encodings = self._backend.encode_batch_fast([piece for _, piece in pieces], add_special_tokens=False)
+        except TypeError as error:
+            wrong = next((piece for _, piece in pieces if _lone_surrogate(piece) is not None), "")
+            raise DataError(_why_not_text(wrong)) from error
+        for (row, piece), encoding in zip(pieces, encodings, strict=True):
+            ids = encoding.ids
+            row += ids if self._guarded.isdisjoint(ids) else self._ordinary(piece)[0]
+
+    @property
+    def _is_cuttable(self) -> bool:
+        """Whether the ids of a text are those of its words, wherever they stand."""
+        return self._layout.kind == "byte_level" and not self._layout.is_prefixing
+
+    @functools.cached_property
+    def _continued(self) -> tokenizers.Tokenizer:
+        """The tokenizer for text that does not stand at the beginning, where the file tells these apart."""
+        if self._layout.continued is None:
+            return self._backend
+        backend = tokenizers.Tokenizer.from_str(self._layout.continued)
+        backend.encode_special_tokens = True
+        return backend
+
+    def _ordinary(self, text: str, is_continued: bool = False) -> tuple[list[int], list[int]]:
         """Return ids and their first characters' offsets, for text that must not give special ids."""
         try:
-            encoding = self._backend.encode(text, add_special_tokens=False)
+            backend = self._continued if is_continued else self._backend
+            encoding = backend.encode(text, add_special_tokens=False)
         except TypeError as error:
             raise DataError(_why_not_text(text)) from error
         ids, offsets = encoding.ids, encoding.offsets
@@ -152,8 +191,8 @@ class Tokenizer:
         if end - start < 2:
             raise DataError(f"The text holds {text[start:end]!r}, which this tokenizer only has as a special token.")
         middle = (start + end) // 2
-        left_ids, left_starts = self._ordinary(text[:middle])
-        right_ids, right_starts = self._ordinary(text[middle:])
+        left_ids, left_starts = self._ordinary(text[:middle], is_continued)
+        right_ids, right_starts = self._ordinary(text[middle:], True)
         return left_ids + right_ids, left_starts + [middle + s for s in right_starts]
 
     def _post_processed(self) -> tuple[list[int], list[int]]:
@@ -185,21 +224,29 @@ class Tokenizer:
             raise DataError(f"Token id {token_id} is negative; a loss mask value such as -100 is no token.")
         return self._piece_bytes[token_id] if token_id < self.vocab_size else b""
 
-    def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """Return the bytes that ids stand for, special tokens included, without repairing broken characters."""
-        return b"".join(map(self.token_bytes, ids))
+    def decode_bytes(self, ids: Sequence[int], skip_special_tokens: bool = False) -> bytes:
+        """Return the bytes that ids stand for, without repairing broken characters."""
+        kept = (i for i in ids if i not in self._special_set) if skip_special_tokens else ids
+        data = b"".join(map(self.token_bytes, kept))
+        for _ in range(self.num_stripped_spaces):
+            data = data.removeprefix(b" ")
+        return data
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Return the text of ids; bytes that are no UTF-8 become U+FFFD."""
-        if not self.is_byte_level:
-            return str(self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
-        kept = (i for i in ids if i not in self._special_set) if skip_special_tokens else ids
-        return b"".join(map(self.token_bytes, kept)).decode("utf-8", errors="replace")
+        if self.has_byte_pieces:
+            return self.decode_bytes(ids, skip_special_tokens).decode("utf-8", errors="replace")
+        return str(self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
     @property
-    def is_byte_level(self) -> bool:
-        """Whether decoding is joining bytes; otherwise (SentencePiece, WordPiece) pieces depend on their place."""
-        return self._layout.is_byte_level
+    def has_byte_pieces(self) -> bool:
+        """Whether decoding is joining bytes (byte-level, SentencePiece); WordPiece and others have their own rules."""
+        return self._layout.kind != "other"
+
+    @property
+    def num_stripped_spaces(self) -> int:
+        """How many spaces decoding takes from the front of a text: one for SentencePiece, else none."""
+        return self._layout.num_stripped
 
     # -- conversations ---------------------------------------------------------------------------------------------
 
@@ -261,15 +308,20 @@ class Tokenizer:
         starts: list[int] = []
 
         def write(start: int, end: int) -> None:
-            inner = sorted(cut for cut in cuts if start < cut < end) if self._layout.is_cuttable else []
+            inner = sorted(cut for cut in cuts if start < cut < end) if self._is_cuttable else []
             for left, right in zip([start, *inner], [*inner, end], strict=True):
                 if left < right:
-                    piece_ids, piece_starts = self._ordinary(text[left:right])
+                    piece_ids, piece_starts = self._ordinary(text[left:right], is_continued=left > 0)
                     ids.extend(piece_ids)
                     starts.extend(left + at for at in piece_starts)
 
         position = 0
         for start, end, token in marks:
+            takes_left, takes_right = self._absorbs[token]
+            while takes_left and position < start and text[start - 1].isspace():
+                start -= 1
+            while takes_right and end < len(text) and text[end].isspace():
+                end += 1
             write(position, start)
             ids.append(self.special_ids[token])
             starts.append(start)
@@ -308,36 +360,73 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class _Layout:
-    """How a tokenizer.json spells its pieces: read from its decoder and pre-tokenizer."""
+    """How a tokenizer.json spells its pieces: read from its decoder, pre-tokenizer and normalizer."""
 
-    is_byte_level: bool
-    is_cuttable: bool  # encoding a text in two parts gives the same text back
-    is_sentencepiece: bool
+    kind: Literal["byte_level", "sentencepiece", "other"]
+    is_prefixing: bool  # text gets a space in front of it before it is cut
+    num_stripped: int  # spaces that decoding takes from the very front
+    continued: str | None  # the same file without the space in front, where only a text's beginning gets one
 
     @staticmethod
     def read(backend: tokenizers.Tokenizer) -> "_Layout":
-        steps = json.loads(backend.to_str())
-        decoder = json.dumps(steps.get("decoder"))
-        before = json.dumps([steps.get("pre_tokenizer"), steps.get("normalizer")])
-        is_byte_level = '"ByteLevel"' in decoder
-        is_prefixed = '"add_prefix_space": true' in before or '"Metaspace"' in before or '"Prepend"' in before
-        return _Layout(is_byte_level, is_byte_level and not is_prefixed, "\u2581" in decoder)
+        file = json.loads(backend.to_str())
+        decoder = _steps(file.get("decoder"))
+        before = _steps(file.get("normalizer")) + _steps(file.get("pre_tokenizer"))
+        spaces = [step for step in before if step["type"] == "Metaspace"]
+        is_first_only = any(step.get("prepend_scheme") == "first" for step in spaces)
+        for step in spaces:
+            step["prepend_scheme"] = "never"
+        return _Layout(
+            kind=_kind_of(decoder),
+            is_prefixing=bool(spaces)
+            or any(step["type"] == "Prepend" or step.get("add_prefix_space") is True for step in before),
+            num_stripped=sum(
+                step.get("start", 0) if step["type"] == "Strip" else step.get("prepend_scheme", "always") != "never"
+                for step in decoder
+                if step["type"] in ("Strip", "Metaspace")
+            ),
+            continued=json.dumps(file) if is_first_only else None,
+        )
 
     def piece_bytes(self, piece: str) -> bytes:
         """Return the bytes of one piece of the vocabulary."""
-        if self.is_byte_level:
+        if self.kind == "byte_level":
             return unspell(piece)
-        if self.is_sentencepiece:
+        if self.kind == "sentencepiece":
             if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
                 return bytes([int(piece[3:5], 16)])
             return piece.replace("\u2581", " ").encode("utf-8")
         return piece.removeprefix("##").encode("utf-8")
 
 
+def _steps(part: Any) -> list[dict[str, Any]]:
+    """Return the steps of a tokenizer.json part, whether it is one step or a sequence of them."""
+    if not part:
+        return []
+    if part["type"] != "Sequence":
+        return [part]
+    inner = next(value for value in part.values() if isinstance(value, list))
+    return [step for item in inner for step in _steps(item)]
+
+
+def _kind_of(decoder: list[dict[str, Any]]) -> Literal["byte_level", "sentencepiece", "other"]:
+    types = {step["type"] for step in decoder}
+    if types == {"ByteLevel"}:
+        return "byte_level"
+    has_spaces = "Metaspace" in types or any(
+        step.get("content") == " " for step in decoder if step["type"] == "Replace"
+    )
+    return "sentencepiece" if has_spaces and types <= _SENTENCEPIECE_STEPS else "other"
+
+
+def _lone_surrogate(text: str) -> int | None:
+    return next((i for i, char in enumerate(text) if 0xD800 <= ord(char) <= 0xDFFF), None)
+
+
 def _why_not_text(text: Any) -> str:
     if not isinstance(text, str):
         return f"The text to encode is a {type(text).__name__}; expected str."
-    at = next((i for i, char in enumerate(text) if 0xD800 <= ord(char) <= 0xDFFF), None)
+    at = _lone_surrogate(text)
     if at is None:
         return "The tokenizer refused the text."
     return (

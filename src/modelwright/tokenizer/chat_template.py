@@ -40,7 +40,7 @@ PLAIN = """\
 {{- bos_token -}}
 {%- for message in messages -%}
 {{- message['role'] | capitalize + ':' -}}
-{{- ' ' + message['content'] + (eos_token if message['role'] == 'assistant' else '') + '\\n\\n' -}}
+{{- ' ' + message['content'] + (eos_token | default('') if message['role'] == 'assistant' else '') + '\\n\\n' -}}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
 {{- 'Assistant:' -}}
@@ -131,26 +131,35 @@ def _text_of(content: Any, number: int) -> str:
 
 
 def _map_texts(value: Any, change: Callable[[str], str]) -> Any:
-    """Apply ``change`` to every text inside a JSON-like value; keys and the message's role stay."""
+    """Apply ``change`` to every text inside a JSON-like value, and to keys that are no plain names."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
-        return {key: item if key == "role" else _map_texts(item, change) for key, item in value.items()}
+        return {_map_key(key, change): _map_texts(item, change) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_map_texts(item, change) for item in value]
     return value
 
 
-def _texts(value: Any) -> Iterable[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            if key != "role":
-                yield from _texts(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _texts(item)
+def _map_key(key: Any, change: Callable[[str], str]) -> Any:
+    return key if not isinstance(key, str) or key.isidentifier() else change(key)
+
+
+def _map_rows(rows: list[dict[str, Any]], change: Callable[[str], str]) -> list[dict[str, Any]]:
+    """Apply ``change`` to messages; their roles, checked to be plain words, belong to the template."""
+    return [_map_texts(row, change) | {"role": row["role"]} for row in rows]
+
+
+def _letters(rows: list[dict[str, Any]]) -> set[str]:
+    """Return every character that occurs in the texts of messages."""
+    found: set[str] = set()
+
+    def note(text: str) -> str:
+        found.update(text)
+        return text
+
+    _map_rows(rows, note)
+    return found
 
 
 class ChatTemplate:
@@ -188,7 +197,7 @@ class ChatTemplate:
             DataError: A message is malformed.
         """
         rows = as_dicts(messages)
-        written = set("".join(_texts(rows)))
+        written = _letters(rows)
         private = self._private(written)
         back = str.maketrans({hidden: char for char, hidden in private.items()})
 
@@ -196,7 +205,7 @@ class ChatTemplate:
             starts = {match.start() for match in self._any_mark.finditer(text)}
             return "".join(private.get(c, c) if i in starts else c for i, c in enumerate(text)) if starts else text
 
-        rendered = self._fill(_map_texts(rows, hide_tokens), add_generation_prompt)
+        rendered = self._fill(_map_rows(rows, hide_tokens), add_generation_prompt)
         marks = self._marks(rendered)
         if written.intersection(self._alphabet):
             hide_all = str.maketrans({c: private[c] for c in self._alphabet})
@@ -231,7 +240,7 @@ class ChatTemplate:
                 f"The chat template refused the conversation: {error}. Roles were: "
                 f"{', '.join(row['role'] for row in rows) or 'none'}. Change the messages or use another template."
             ) from error
-        except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError, RecursionError) as error:
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
             raise ConfigError(
                 f"The chat template failed on this conversation: {type(error).__name__}: {error}. "
                 "Mend chat_template.jinja or give another template."

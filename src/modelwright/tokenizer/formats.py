@@ -15,8 +15,11 @@ import tokenizers
 
 from modelwright.base.errors import DataError
 from modelwright.base.files import read_json
+from modelwright.base.logs import get_logger
 from modelwright.tokenizer.bpe import Tokenizer
 from modelwright.tokenizer.special import ROLES
+
+logger = get_logger(__name__)
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -34,6 +37,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     known = backend.get_vocab(with_added_tokens=True)
     unknown = sorted(f"{role} {text!r}" for role, text in roles.items() if text not in known)
     if unknown:
+        logger.warning("%s names tokens that tokenizer.json does not have; left out: %s", folder, ", ".join(unknown))
         roles = {role: text for role, text in roles.items() if text in known}
     return Tokenizer(
         backend,

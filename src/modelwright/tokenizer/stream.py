@@ -1,8 +1,8 @@
 """Decode ids as they come, without ever showing half a character.
 
-Byte-level vocabularies go through an incremental UTF-8 decoder, which is exact by construction. Others (SentencePiece,
-WordPiece), whose pieces depend on their place, are decoded again from a short window, and text is held back while it
-ends in U+FFFD.
+Vocabularies whose pieces are bytes go through an incremental UTF-8 decoder, which is exact by construction. Others
+(WordPiece) are decoded again from the start at each token, which is right but slow; encoders, whose vocabularies they
+are, do not stream.
 """
 
 import codecs
@@ -18,29 +18,32 @@ class StreamDecoder:
         self._skip = skip_special_tokens
         self._special = frozenset(tokenizer.special_ids.values())
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._spaces_to_strip = tokenizer.num_stripped_spaces
         self._ids: list[int] = []
-        self._sent = 0  # characters of the window's text that are out already
+        self._sent = 0  # characters that are out already
 
     def push(self, token_id: int) -> str:
         """Take one id and return the text that is certain by now; may be empty."""
         if self._skip and token_id in self._special:
             return ""
-        if self._tokenizer.is_byte_level:
-            return self._utf8.decode(self._tokenizer.token_bytes(token_id))
-        self._ids.append(token_id)
-        text = self._text()
-        if text.endswith("\ufffd"):
-            return ""
-        fresh, self._sent = text[self._sent :], len(text)
-        return fresh
+        if not self._tokenizer.has_byte_pieces:
+            self._ids.append(token_id)
+            return self._fresh(is_last=False)
+        data = self._tokenizer.token_bytes(token_id)
+        while self._spaces_to_strip and data:
+            self._spaces_to_strip = self._spaces_to_strip - 1 if data.startswith(b" ") else 0
+            data = data.removeprefix(b" ")
+        return self._utf8.decode(data)
 
     def finish(self) -> str:
         """Return what is left; an unfinished character becomes U+FFFD."""
-        if self._tokenizer.is_byte_level:
+        if self._tokenizer.has_byte_pieces:
             return self._utf8.decode(b"", final=True)
-        text = self._text()
+        return self._fresh(is_last=True)
+
+    def _fresh(self, is_last: bool) -> str:
+        text = self._tokenizer.decode(self._ids, skip_special_tokens=self._skip)
+        if text.endswith("\ufffd") and not is_last:
+            return ""
         fresh, self._sent = text[self._sent :], len(text)
         return fresh
-
-    def _text(self) -> str:
-        return self._tokenizer.decode(self._ids, skip_special_tokens=self._skip)

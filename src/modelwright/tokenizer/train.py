@@ -19,6 +19,7 @@ from modelwright.base.errors import ConfigError, DataError
 from modelwright.base.logs import get_logger
 from modelwright.base.progress import bar
 from modelwright.tokenizer.bpe import Tokenizer
+from modelwright.tokenizer.byte_level import cut_text
 from modelwright.tokenizer.chat_template import CHATML
 from modelwright.tokenizer.special import END_OF_TEXT, SPECIAL_TOKENS, TURN_END, TURN_START
 
@@ -95,5 +96,5 @@ class _Parts:
         for text in self._texts:
             for part in self._pattern.split(text) if self._has_specials else [text]:
                 self.num_chars += len(part)
-                yield part
+                yield from cut_text(part)
             self._advance()
