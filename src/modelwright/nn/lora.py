@@ -58,6 +58,7 @@ class LoraLinear(nn.Module):
         self.lora_a = nn.Parameter(torch.empty(rank, self.in_features, device=device, dtype=torch.float32))
         self.lora_b = nn.Parameter(torch.zeros(self.out_features, rank, device=device, dtype=torch.float32))
         nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))
+        self.train(base.training)  # a model in evaluation mode stays in it: no dropout by surprise
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
