@@ -4,6 +4,7 @@ Precedence: defaults in the dataclass < recipe < command line. A name that no fi
 or a required field left out is a `ConfigError` that names the place and the nearest right name.
 """
 
+import copy
 import dataclasses
 import difflib
 import types
@@ -20,13 +21,13 @@ from modelwright.base.errors import ConfigError
 T = TypeVar("T")
 
 
-def load(cls: type[T], recipe: Path | None = None, arguments: Sequence[str] = ()) -> T:
-    """Build a ``cls`` from its defaults, a YAML recipe and ``--a.b=value`` arguments.
+def load(cls: type[T], recipe: Path | Mapping[str, Any] | None = None, arguments: Sequence[str] = ()) -> T:
+    """Build a ``cls`` from its defaults, a YAML recipe (or what was read from one) and ``--a.b=value`` arguments.
 
     Raises:
         ConfigError: The recipe cannot be read, or a name or value in it or in the arguments is wrong.
     """
-    values = read_recipe(recipe) if recipe is not None else {}
+    values = copy.deepcopy(dict(recipe)) if isinstance(recipe, Mapping) else read_recipe(recipe) if recipe else {}
     for argument in arguments:
         name, sep, value = argument.removeprefix("--").partition("=")
         if not (argument.startswith("--") and sep and name):

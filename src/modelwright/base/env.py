@@ -6,6 +6,7 @@ from pathlib import Path
 VARIABLES = {
     "MODELWRIGHT_DATA": "folder with the public data sets that benchmarks and some tests use; unset: they are skipped",
     "MODELWRIGHT_EMBEDDER": "folder of the default sentence encoder; unset: the installed package, then the hub",
+    "MODELWRIGHT_DEBUG": "any value: the command line shows the traceback of errors that it explains; unset: one line",
     "MODELWRIGHT_COMPILE": "0 turns torch.compile off everywhere; unset: used where it pays and a compiler is found",
 }
 

@@ -1,0 +1,47 @@
+"""``mw data``: documents -> a data set that can be learned from."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from modelwright.base.config import load
+from modelwright.base.progress import console, human_bytes
+from modelwright.data.pipeline import PrepareConfig
+from modelwright.ops.make import make_data
+
+MAX_SHOWN = 20
+
+
+def data(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(help="Folder of the data set; documents and pairs go beside it.")],
+    docs: Annotated[
+        Path | None, typer.Argument(help="Folder or file of .md .txt .html .pdf .docx; none: Python's reference.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="For the choice of instruction pairs.")] = 0,
+) -> None:
+    """Read, clean, deduplicate, redact and split the documents in DOCS, and make instruction pairs from them.
+
+    Takes the settings of preparation as --field=value, for example --min_chars=200 or --redact=email,phone.
+    """
+    config = load(PrepareConfig, None, context.args)
+    made = make_data(docs, out, config, seed)
+    table = Table("stage", "documents in", "removed", "out", "size out", "", box=None, pad_edge=False)
+    for row in made.prepared.funnel:
+        counts = (f"{n:,}" for n in (row.documents_in, row.documents_removed, row.documents_out))
+        table.add_row(row.stage, *counts, human_bytes(row.bytes_out), row.note)
+    console.print(table)
+    for failure in made.failures[:MAX_SHOWN]:
+        console.print(f"[yellow]not read[/yellow] {escape(failure.path)}: {escape(failure.reason)}")
+    if len(made.failures) > MAX_SHOWN:
+        console.print(f"and {len(made.failures) - MAX_SHOWN} more; all are in {made.documents}/failures.jsonl")
+    console.print(f"[bold]{made.documents}[/bold]  {made.num_documents:,} documents as they were read")
+    num_train, num_held_out = len(made.prepared.train), len(made.prepared.validation)
+    console.print(f"[bold]{out}[/bold]  {num_train:,} to learn from, {num_held_out:,} held out, every removal noted")
+    if made.pairs is not None:
+        console.print(f"[bold]{made.pairs}[/bold]  {made.num_pairs:,} instruction pairs")
+    else:
+        console.print("no instruction pairs: the documents hold nothing that the templates can ask about")

@@ -1,0 +1,175 @@
+"""``mw``: finds the verb, runs it, and turns what goes wrong into one line and an exit code.
+
+Only the verb that was asked for is imported, so that ``mw --help`` answers at once. Exit codes: 0 done, 1 an error that
+the message explains, 2 the command was written wrongly, 130 interrupted.
+"""
+
+import difflib
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from modelwright import __version__
+from modelwright.base import env
+from modelwright.base.errors import ModelwrightError
+from modelwright.base.registry import lookup
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb: where its function is, what it does, and how it is called."""
+
+    target: str
+    line: str
+    example: str
+    takes_settings: bool = False  # whether --section.field=value may follow, for the settings of what it runs
+
+
+# In the order of a model's life. A new verb is one file in this folder and one entry here.
+VERBS = {
+    "quickstart": Verb(
+        "modelwright.cli.quickstart:quickstart",
+        "the whole life below, from a folder of documents to a served specialist that cites them",
+        "mw quickstart my-docs/",
+    ),
+    "data": Verb(
+        "modelwright.cli.data:data",
+        "read, clean, deduplicate, redact and split documents; write instruction pairs",
+        "mw data my-docs/ --out runs/data",
+        takes_settings=True,
+    ),
+    "tokenizer": Verb(
+        "modelwright.cli.tokenizer:tokenizer",
+        "train byte-level BPE on prepared data",
+        "mw tokenizer runs/data --out runs/tokenizer",
+    ),
+    "plan": Verb(
+        "modelwright.cli.plan:plan",
+        "say what a training run will cost: memory by part, FLOPs, time on this machine",
+        "mw plan recipes/pretrain/small.yaml",
+        takes_settings=True,
+    ),
+    "train": Verb(
+        "modelwright.cli.train:train",
+        "pre-train or fine-tune as a recipe says",
+        "mw train recipes/pretrain/small.yaml --minutes=10",
+        takes_settings=True,
+    ),
+    "quantize": Verb(
+        "modelwright.cli.quantize:quantize",
+        "make a model smaller, and say what it lost",
+        "mw quantize runs/base --bits 4 --out runs/int4",
+    ),
+    "index": Verb(
+        "modelwright.cli.index:index",
+        "make documents searchable: BM25 and sentence vectors side by side",
+        "mw index my-docs/ --out runs/index",
+        takes_settings=True,
+    ),
+    "ask": Verb(
+        "modelwright.cli.ask:ask",
+        "answer a question from an index, with numbered citations",
+        "mw ask runs/index 'What does dedent do?'",
+    ),
+    "eval": Verb(
+        "modelwright.cli.eval:evaluate",
+        "measure a model (bits per byte beside n-grams) or an index (recall, MRR)",
+        "mw eval runs/base --data runs/data",
+    ),
+    "chat": Verb(
+        "modelwright.cli.chat:chat",
+        "talk to a model in the terminal",
+        "mw chat runs/chat",
+    ),
+    "serve": Verb(
+        "modelwright.cli.serve:serve",
+        "the OpenAI-compatible server and the web page",
+        "mw serve runs/chat --index runs/index",
+    ),
+    "lineage": Verb(
+        "modelwright.cli.lineage:lineage",
+        "walk from an artifact back to the documents it was made from",
+        "mw lineage runs/index",
+    ),
+}
+
+
+def run() -> None:
+    """Run the command line of this process and exit."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command line and return its exit code."""
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print_help()
+        return 0
+    if arguments[0] in ("--version", "-V"):
+        print(f"modelwright {__version__}")
+        return 0
+    name = arguments[0]
+    if name not in VERBS:
+        near = difflib.get_close_matches(name, VERBS, n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(VERBS)}."
+        return _complain(f"{name!r} is not a verb of mw. {hint} `mw --help` shows them all.", 2)
+    try:
+        return _run_verb(name, arguments[1:])
+    except ModelwrightError as error:
+        if env.read("MODELWRIGHT_DEBUG"):
+            raise
+        return _complain(str(error), 1)
+    except KeyboardInterrupt:
+        return _complain("interrupted; what was finished is kept.", 130)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run_verb(name: str, arguments: list[str]) -> int:
+    # Typer carries click inside in some versions and depends on it in others; its own class leads to the right one.
+    import typer
+
+    usage_error: Any = typer.BadParameter.__mro__[1]
+    app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+    is_open = VERBS[name].takes_settings
+    context = {"allow_extra_args": True, "ignore_unknown_options": True} if is_open else None
+    verb = lookup({known: entry.target for known, entry in VERBS.items()}, name, "verb")
+    app.command(name, context_settings=context, epilog=f"Example: {VERBS[name].example}")(verb)
+    command = typer.main.get_command(app)
+    if is_open and (unknown := _unknown_flag(arguments, command)):
+        return _complain(f"{unknown} `mw {name} --help` shows what it takes.", 2)
+    try:
+        code = command.main(arguments, prog_name=f"mw {name}", standalone_mode=False)
+    except usage_error as error:
+        return _complain(f"{error.format_message()} `mw {name} --help` shows what it takes.", 2)
+    except typer.Abort:
+        return 130
+    sys.stdout.flush()
+    return code if isinstance(code, int) else 0
+
+
+def _unknown_flag(arguments: list[str], command: Any) -> str:
+    """Say which flag a verb that takes settings does not know; ``--name=value`` is left to the settings."""
+    known = ["--help", *(name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts))]
+    for argument in arguments:
+        if argument.startswith("-") and "=" not in argument and argument not in known:
+            near = difflib.get_close_matches(argument, [name for name in known if name.startswith("-")], n=1)
+            hint = f"Did you mean {near[0]}?" if near else "A setting is written --section.field=value."
+            return f"No such option: {argument}. {hint}"
+    return ""
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+def print_help() -> None:
+    """Print every verb with one line and an example."""
+    bold, dim, end = ("\033[1m", "\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "", "")
+    print(f"{bold}modelwright {__version__}{end}: the whole life of a language model, from documents to answers.\n")
+    print(f"{bold}mw VERB{end} ..., in the order of that life (`mw VERB --help` says more):\n")
+    for name, verb in VERBS.items():
+        print(f"  {bold}{name:<11}{end} {verb.line}\n  {'':<11} {dim}{verb.example}{end}")
+    print("\nEverything made is a folder with a manifest.json; a killed command run again goes on where it can.")

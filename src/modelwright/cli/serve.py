@@ -1,0 +1,36 @@
+"""``mw serve``: the OpenAI-compatible server and the web page."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from modelwright.base.progress import console
+from modelwright.engine.stream import AsyncEngine
+from modelwright.models.hub import fetch
+from modelwright.rag.index import Index
+from modelwright.serve.app import ServeConfig, create_app
+from modelwright.serve.app import serve as run_server
+from modelwright.serve.port import check_port
+from modelwright.studio import PAGE
+
+
+def serve(
+    model: Annotated[str | None, typer.Argument(help="Model folder or hub id; left out: the index alone.")] = None,
+    index: Annotated[Path | None, typer.Option(help="Index that questions are answered from.")] = None,
+    generate: Annotated[bool, typer.Option(help="The model writes the answers; otherwise they are quoted.")] = False,
+    name: Annotated[str | None, typer.Option(help="What clients call the model; else its folder's name.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    embedder: Annotated[str | None, typer.Option(help="Sentence encoder, where the index's own has moved.")] = None,
+) -> None:
+    """Serve MODEL, an index, or both, with the OpenAI API under /v1 and the page at /."""
+    check_port(host, port)
+    config = ServeConfig(answer_mode="generated" if generate else "extractive")
+    opened = Index.open(index, embedder=embedder) if index is not None else None
+    engine = AsyncEngine(fetch(model)) if model is not None else None
+    name = name or Path(model or index or "modelwright").name
+    app = create_app(config, engine, engine.tokenizer if engine else None, name, opened, PAGE)
+    shown = f"[{host}]" if ":" in host else host
+    console.print(f"[bold]http://{shown}:{port}/[/bold]  the page; http://{shown}:{port}/v1  the API. Ctrl-C ends.")
+    run_server(app, host, port)

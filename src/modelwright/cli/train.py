@@ -1,0 +1,56 @@
+"""``mw train``: pre-train or fine-tune as a recipe says."""
+
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from modelwright.base.errors import ConfigError
+from modelwright.base.progress import console, human_bytes, human_count
+from modelwright.base.registry import lookup
+from modelwright.cli.recipe import read_training_recipe
+from modelwright.train import METHODS
+
+LOG_EVERY = 20  # steps, where no progress bar can be shown
+
+
+def train(
+    context: typer.Context,
+    recipe: Annotated[Path, typer.Argument(help="A .yaml file with method: pretrain or finetune; see recipes/.")],
+    resume: Annotated[bool, typer.Option(help="Go on with the unfinished run of this recipe.")] = False,
+    restart: Annotated[bool, typer.Option(help="Throw the unfinished run away and begin anew.")] = False,
+) -> None:
+    """Train a model as RECIPE says; --section.field=value changes one of its settings, for example --loop.seed=1."""
+    method, config = read_training_recipe(recipe, context.args)
+    _settle_unfinished(config.out, is_wanted=resume, is_unwanted=restart)
+    result = lookup(METHODS, method, "method")(config, hooks=[_tell])
+    console.print(f"[bold]{result.out}[/bold]  {method}, {result.figures['seconds']:.0f} s")
+    for name, value in result.figures.items():
+        console.print(f"  {name:<24} {_show(name, value)}")
+
+
+def _settle_unfinished(out: Path, *, is_wanted: bool, is_unwanted: bool) -> None:
+    work = out.with_name(out.name + ".run")
+    if is_wanted and is_unwanted:
+        raise ConfigError("--resume and --restart contradict each other; give one of them.")
+    if is_wanted and not work.is_dir():
+        raise ConfigError(f"There is no unfinished run for {out} to go on with. Leave --resume out to begin one.")
+    if is_unwanted:
+        shutil.rmtree(work, ignore_errors=True)
+    elif work.is_dir() and not is_wanted:
+        raise ConfigError(f"{work} holds an unfinished run. Add --resume to go on with it, or --restart to begin anew.")
+
+
+def _tell(run: Any, report: Any) -> None:
+    if not console.is_terminal and report.step % LOG_EVERY == 0:
+        rate = report.num_tokens / max(report.seconds, 1e-9)
+        console.print(f"  step {report.step}/{run.num_steps}  loss {report.loss:.4f}  {human_count(rate)} tokens/s")
+
+
+def _show(name: str, value: Any) -> str:
+    if name.endswith("_bytes"):
+        return human_bytes(value)
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1e6 else human_count(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)

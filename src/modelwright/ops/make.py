@@ -1,0 +1,164 @@
+"""Make one artifact from its parents: what the verbs do one at a time, and the steps of a life in a row.
+
+Every function reads its parents from their folders, writes one artifact with its manifest, and returns its figures.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from modelwright.base.artifact import new_artifact
+from modelwright.base.device import has_fast_bf16, pick_device
+from modelwright.base.errors import ConfigError, DataError
+from modelwright.base.types import Document
+from modelwright.compress.report import compare
+from modelwright.compress.rtn import quantize_model, save_quantized
+from modelwright.data.chat import write_conversations
+from modelwright.data.pack import stream_rows
+from modelwright.data.pipeline import PrepareConfig, Prepared, load_dataset, prepare_artifact
+from modelwright.data.read import Failure, read_documents, write_documents
+from modelwright.data.reference import write_reference
+from modelwright.data.synthetic import make_pairs
+from modelwright.evaluate.baselines import ngram_bits_per_byte
+from modelwright.evaluate.perplexity import evaluate_text
+from modelwright.models.weights import load_model
+from modelwright.tokenizer.bpe import Tokenizer
+from modelwright.tokenizer.compare import bytes_per_token
+from modelwright.tokenizer.formats import load_tokenizer
+from modelwright.tokenizer.train import train_bpe
+
+MAX_COMPARED_TOKENS = 16_384
+MAX_COMPARED_ROW = 512
+
+
+@dataclass(frozen=True)
+class DataMade:
+    """What became of a folder of documents."""
+
+    documents: Path  # artifact of the documents as they were read
+    num_documents: int
+    failures: Sequence[Failure]
+    prepared: Prepared
+    pairs: Path | None  # data set of conversations; None: none could be made
+    num_pairs: int
+
+
+def make_data(docs: Path | None, out: Path, config: PrepareConfig, seed: int = 0) -> DataMade:
+    """Read documents, prepare a data set at ``out``, and make instruction pairs beside it.
+
+    Args:
+        docs: Folder or file; None: the reference documentation of the running interpreter.
+        out: The data set; ``out-documents`` and ``out-pairs`` are made beside it.
+
+    Raises:
+        DataError: No document can be read, or none is left after preparation.
+    """
+    out = Path(out)
+    documents, pairs = out.with_name(out.name + "-documents"), out.with_name(out.name + "-pairs")
+    if docs is None:
+        docs = out.with_name(out.name + "-reference")
+        write_reference(docs)
+    result = read_documents(docs)
+    write_documents(result, documents, settings={"source": str(docs)})
+    prepared = prepare_artifact(documents, out, config)
+    num_pairs = make_pair_set(out, pairs, seed)
+    return DataMade(
+        documents, len(result.documents), result.failures, prepared, pairs if num_pairs else None, num_pairs
+    )
+
+
+def make_pair_set(data: Path, out: Path, seed: int = 0) -> int:
+    """Write instruction pairs from a data set and return how many; none makes no artifact."""
+    parts = dict(zip(("train", "validation"), load_dataset(data), strict=True))
+    pairs = {part: make_pairs(documents, seed=seed) for part, documents in parts.items()}
+    if not pairs["train"]:
+        return 0
+    with new_artifact(out, "dataset", settings={"seed": seed}, parents=[data], seed=seed) as (folder, measured):
+        for part, made in pairs.items():
+            measured[f"num_{part}"] = write_conversations(folder / f"{part}.jsonl", [pair.messages for pair in made])
+    return sum(map(len, pairs.values()))
+
+
+def make_tokenizer(data: Path, out: Path, vocab_size: int) -> dict[str, Any]:
+    """Train byte-level BPE on the training part of a data set and measure it on the held-out part."""
+    train, held_out = (_texts(part) for part in load_dataset(data))
+    tokenizer = train_bpe(train, vocab_size)
+    figures = {
+        "vocab_size": tokenizer.vocab_size,
+        "bytes_per_token": bytes_per_token(tokenizer, held_out or train),
+        "measured_on": "held-out" if held_out else "training",
+    }
+    with new_artifact(out, "tokenizer", settings={"vocab_size": vocab_size}, parents=[data]) as (folder, measured):
+        tokenizer.save(folder)
+        measured.update(figures)
+    return figures
+
+
+def make_quantized(model: Path, out: Path, bits: int, group_size: int, data: Path | None = None) -> dict[str, Any]:
+    """Quantize a model's weights; with a data set, measure what was lost on its held-out part.
+
+    Raises:
+        ConfigError: ``out`` is the model itself.
+    """
+    if out.resolve() == model.resolve():
+        raise ConfigError(f"--out is {out}, the model itself, which would be lost. Give another folder.")
+    original: Any = load_model(model)
+    tokenizer = load_tokenizer(model)
+    rows = None if data is None else held_out_rows(data, tokenizer, original.config.max_seq_len)
+    quantized = quantize_model(load_model(model), bits, group_size=group_size)
+    settings = {"bits": bits, "group_size": group_size}
+    parents = [parent for parent in (model, data) if parent is not None and (parent / "manifest.json").is_file()]
+    with new_artifact(out, "model", settings=settings, parents=parents) as (folder, measured):
+        save_quantized(quantized, folder)
+        tokenizer.save(folder)
+        if rows is not None:
+            measured.update(compare(original, quantized, rows))
+        measured.update(original_size_bytes=weight_bytes(model), size_bytes=weight_bytes(folder))
+        return dict(measured)
+
+
+def weight_bytes(folder: Path) -> int:
+    """Return the size of the weight files in a model folder."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def held_out_rows(data: Path, tokenizer: Tokenizer, max_seq_len: int) -> torch.Tensor:
+    """Return rows of held-out tokens, (B, T), ``MAX_COMPARED_TOKENS`` at most."""
+    _, held_out = load_dataset(data)
+    if not held_out:
+        raise DataError(f"{data} has no held-out documents. Make it again with --validation_fraction above 0.")
+    ids = [np.array(row) for row in tokenizer.encode_batch(_texts(held_out), add_special_tokens=False)]
+    row_len = max(2, min(max_seq_len, MAX_COMPARED_ROW, sum(map(len, ids))))
+    rows = stream_rows(ids, row_len, tokenizer.eos_id, seed=0)
+    return torch.from_numpy(rows.input_ids[: max(1, MAX_COMPARED_TOKENS // row_len)])
+
+
+def score_model(model: Path, data: Path) -> dict[str, Any]:
+    """Return bits per byte of a model on the held-out part of a data set, beside unigram and 5-gram models of the rest.
+
+    Raises:
+        DataError: The data set has no held-out part.
+    """
+    train, held_out = load_dataset(data)
+    if not held_out:
+        raise DataError(f"{data} has no held-out documents. Make it again with --validation_fraction above 0.")
+    loaded: Any = load_model(model)
+    tokenizer = load_tokenizer(model)
+    dtype = torch.bfloat16 if has_fast_bf16(pick_device()) else None
+    score = evaluate_text(loaded, tokenizer, held_out, max_seq_len=loaded.config.max_seq_len, dtype=dtype)
+    return {
+        "bits_per_byte": score.bits_per_byte,
+        "perplexity": score.perplexity,
+        "num_tokens": score.tokens,
+        "num_bytes": score.bytes,
+        "unigram_bits_per_byte": ngram_bits_per_byte(train, held_out, tokenizer, order=1),
+        "ngram5_bits_per_byte": ngram_bits_per_byte(train, held_out, tokenizer, order=5),
+    }
+
+
+def _texts(documents: Sequence[Document]) -> list[str]:
+    return [document.text for document in documents]

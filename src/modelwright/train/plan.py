@@ -1,0 +1,114 @@
+"""What a training recipe will cost, worked out from its settings without touching a weight.
+
+Sizes that the run would derive are derived here the same way, from this machine's measured matrix rate; they are an
+estimate, because the run itself also times its first steps.
+"""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from modelwright.base.config import to_dict
+from modelwright.base.device import has_fast_bf16, measure_matmul_flops, pick_device
+from modelwright.base.errors import DataError
+from modelwright.base.files import read_json, read_jsonl
+from modelwright.models.llama import Llama, LlamaConfig
+from modelwright.nn.lora import LoraConfig, add_lora
+from modelwright.tokenizer.formats import load_tokenizer
+from modelwright.train.budget import (
+    ASSUMED_MFU,
+    Plan,
+    derive_batch_tokens,
+    derive_shape,
+    flops_per_token,
+    make_plan,
+)
+from modelwright.train.finetune import MAX_EPOCHS, FinetuneConfig
+from modelwright.train.loop import LoopConfig
+from modelwright.train.pretrain import MICRO_BATCH_TOKENS, PretrainConfig
+
+
+def plan_run(config: PretrainConfig | FinetuneConfig) -> Plan:
+    """Return the plan of a pre-training or fine-tuning recipe.
+
+    Raises:
+        DataError: The tokenizer, data set or base model that sizes follow from is missing.
+    """
+    return plan_pretrain(config) if isinstance(config, PretrainConfig) else plan_finetune(config)
+
+
+def plan_pretrain(config: PretrainConfig) -> Plan:
+    """Return the plan of a pre-training run."""
+    tokenizer = load_tokenizer(config.tokenizer)
+    rate = _matrix_rate(config.loop) if config.minutes is not None else 0.0
+    if config.shape is not None:
+        model = LlamaConfig(vocab_size=tokenizer.vocab_size, max_seq_len=config.max_seq_len, **to_dict(config.shape))
+    else:
+        assert config.minutes is not None
+        texts = [row["text"] for row in read_jsonl(config.data / "train.jsonl")]
+        num_tokens = sum(map(len, tokenizer.encode_batch(texts)))
+        model = derive_shape(tokenizer.vocab_size, config.max_seq_len, num_tokens, config.minutes * 60, rate)
+    loop = config.loop
+    if loop.num_steps is None:
+        assert config.minutes is not None
+        affordable = config.minutes * 60 * rate * ASSUMED_MFU / flops_per_token(model, config.max_seq_len)
+        batch = derive_batch_tokens(affordable)
+        micro = max(1, min(batch, MICRO_BATCH_TOKENS) // config.max_seq_len)
+        accumulate = max(1, batch // (micro * config.max_seq_len))
+        loop = replace(loop, micro_batch_size=micro, grad_accum_steps=accumulate)
+        loop = replace(loop, num_steps=max(10, int(affordable / batch)))
+    assert loop.num_steps is not None
+    return make_plan(model, loop, config.max_seq_len, loop.num_steps)
+
+
+def plan_finetune(config: FinetuneConfig) -> Plan:
+    """Return the plan of a fine-tuning run; an adapter needs gradients and optimizer state for itself alone."""
+    file = Path(config.base) / "config.json"
+    if not file.is_file():
+        raise DataError(f"{config.base} is not a model folder: it has no config.json. Give the base model's folder.")
+    model = LlamaConfig.from_hf(read_json(file))
+    row_len = config.max_seq_len or min(model.max_seq_len, 1024)
+    loop = config.loop
+    row_tokens = loop.micro_batch_size * loop.grad_accum_steps * row_len
+    num_steps = loop.num_steps
+    if num_steps is None:
+        assert config.minutes is not None
+        num_bytes = sum(
+            len(m["content"].encode()) for row in read_jsonl(config.data / "train.jsonl") for m in row["messages"]
+        )
+        an_epoch = math.ceil(num_bytes / 3 / row_tokens)  # about three bytes a token, template included
+        seconds = flops_per_token(model, row_len) * row_tokens / (_matrix_rate(loop) * ASSUMED_MFU)
+        num_steps = max(10, min(int(config.minutes * 60 / seconds), MAX_EPOCHS * an_epoch))
+    plan = make_plan(model, loop, row_len, num_steps)
+    return plan if config.lora is None else _with_adapter(plan, model, config.lora)
+
+
+def _with_adapter(plan: Plan, model: LlamaConfig, lora: LoraConfig) -> Plan:
+    """Charge gradients and optimizer state to the adapter; frozen matrices still pass gradients, but get none."""
+    with torch.device("meta"):
+        adapted = Llama(model)
+        add_lora(adapted, lora.targets, lora.rank, lora.alpha, lora.dropout, lora.use_rslora)
+    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    saved = plan.gradient_bytes - 4 * trained + plan.optimizer_bytes - 8 * trained
+    total_bytes = plan.total_bytes - saved + 4 * trained
+    per_token = plan.flops_per_token - 2 * plan.matmul_parameters + 6 * trained
+    scale = per_token / plan.flops_per_token
+    return replace(
+        plan,
+        parameters=plan.parameters + trained,
+        weight_bytes=plan.weight_bytes + 4 * trained,
+        gradient_bytes=4 * trained,
+        optimizer_bytes=8 * trained,
+        total_bytes=total_bytes,
+        flops_per_token=per_token,
+        total_flops=plan.total_flops * scale,
+        estimated_seconds=plan.estimated_seconds * scale,
+        fits=total_bytes < 0.9 * plan.machine_memory_bytes,
+    )
+
+
+def _matrix_rate(loop: LoopConfig) -> float:
+    device = pick_device(loop.device)
+    return measure_matmul_flops(device, torch.bfloat16 if has_fast_bf16(device) else torch.float32, 0.5)
