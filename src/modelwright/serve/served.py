@@ -105,6 +105,8 @@ class Served:
             raise ConfigError("The model has no tokenizer; give the one that it was trained with.")
         if engine is None and config.answer_mode == "generated":
             raise ConfigError("serve.answer_mode is 'generated', which needs a model; give one, or use 'extractive'.")
+        if index is not None and index.has_vectors:
+            _ = index.embedder  # load it now: one that is missing is told at the start, not to the first who asks
         self.config = config
         self.engine = engine
         self.tokenizer = tokenizer

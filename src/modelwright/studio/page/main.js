@@ -95,12 +95,9 @@ async function answer(exchange, question) {
   try {
     for await (const piece of ask(info.model, turns, running.signal)) {
       if (piece.text) {
-        if (!text) {
-          body.className = "answer is-writing";
-          body.replaceChildren();
-        }
         text += piece.text;
-        body.append(piece.text);
+        body.className = "answer is-writing";
+        body.replaceChildren(...paragraphs(text.trim(), null));
       } else {
         last = piece;
       }
@@ -134,20 +131,38 @@ function finish(exchange, body, text, last) {
   const citations = last.citations ?? [];
   body.className = "answer";
   body.classList.toggle("is-unsupported", last.is_supported === false);
-  body.replaceChildren(...withMarkers(text.trim(), citations));
+  body.replaceChildren(...paragraphs(text.trim(), citations));
+  if (!text.trim()) {
+    body.remove();
+    exchange.append(make("p", "note", "The answer is empty."));
+  }
   if (last.finish_reason === "length") {
     exchange.append(make("p", "note", "The answer reached its greatest length and may be incomplete."));
   }
   if (citations.length) exchange.append(sources(citations, last.mode));
 }
 
-/** Split the answer at its [1] marks and put a button in the place of each that has a citation. */
+// Lines of code, tables and lists keep their breaks; a paragraph that was only wrapped at some width flows anew.
+const KEEPS_LINES = /^\s*(?:>>> |\.\.\. |\$ |\||```|~~~|#{1,6} |[-*+•] |\d{1,3}[.)] |:\w|@\w|def |class )/m;
+
+/** The answer as paragraphs, with something to press in the place of each [1]; `citations` is null while it is written. */
+function paragraphs(text, citations) {
+  let isFenced = false;
+  const blocks = text.split(/\n[ \t]*\n/).filter((block) => block.trim());
+  return blocks.map((block) => {
+    const paragraph = make("p", isFenced || KEEPS_LINES.test(block) ? "as-written" : "");
+    if (block.split("```").length % 2 === 0) isFenced = !isFenced;
+    paragraph.append(...withMarkers(block, citations));
+    return paragraph;
+  });
+}
+
 function withMarkers(text, citations) {
-  const at = new Map(citations.map((citation, position) => [String(citation.number), position]));
+  const at = new Map((citations ?? []).map((citation, position) => [String(citation.number), position]));
   return text.split(/\[(\d{1,3})\]/).map((part, i) => {
     if (i % 2 === 0) return part;
-    if (!at.has(part)) return `[${part}]`;
-    return cite(citations, at.get(part));
+    if (citations === null) return make("span", "cite", part);
+    return at.has(part) ? cite(citations, at.get(part)) : `[${part}]`;
   });
 }
 
