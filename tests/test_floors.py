@@ -22,7 +22,8 @@ FLOORS = [
     ["rag", "guardrails"],
     ["agents"],
     ["serve", "ops"],
-    ["cli", "studio"],
+    ["studio"],
+    ["cli"],
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 DRAWERS = {"utils", "common", "misc", "helpers", "extras", "core", "components", "manager", "v1", "new", "experiments"}

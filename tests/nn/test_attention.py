@@ -95,3 +95,21 @@ def test_biases_are_where_they_were_asked_for():
     assert has(Attention(8, 2, 1, 4)) == [False] * 4
     assert has(Attention(8, 2, 1, 4, bias=True)) == [True] * 4
     assert has(Attention(8, 2, 1, 4, bias=True, output_bias=False)) == [True, True, True, False]
+
+
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(4, 4), (4, 2), (4, 1)])
+def test_products_equal_the_plain_twin_with_gradients(num_heads, num_kv_heads):
+    torch.manual_seed(0)
+    shapes = ((2, 9, num_heads, 8), (2, 9, num_kv_heads, 8), (2, 9, num_kv_heads, 8))
+    q, k, v = (torch.randn(shape, requires_grad=True) for shape in shapes)
+    mask = causal_mask(9, 9, torch.device("cpu"))
+    fast = attend(q, k, v, scale=0.3, is_causal=True)
+    plain = attend_plain(q, k, v, scale=0.3, mask=mask)
+    torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-6)
+    weights = torch.randn_like(plain)
+    for a, b in zip(
+        torch.autograd.grad((fast * weights).sum(), (q, k, v)),
+        torch.autograd.grad((plain * weights).sum(), (q, k, v)),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
