@@ -1,0 +1,49 @@
+"""Devices: what is asked of the machine, and what it says of itself."""
+
+import pytest
+import torch
+
+from modelwright.base import device
+from modelwright.base.errors import DeviceError
+
+
+def test_the_cpu_is_taken_where_there_is_no_gpu():
+    assert device.pick_device("cpu") == torch.device("cpu")
+    assert device.pick_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_refused():
+    with pytest.raises(DeviceError, match=r"'cuda:0'.*no usable CUDA GPU.*Use cpu"):
+        device.pick_device("cuda:0")
+
+
+def test_the_matrix_rate_is_plausible():
+    rate = device.measure_matmul_flops(torch.device("cpu"), torch.float32, 0.05)
+    assert 1e9 < rate < 1e15
+
+
+def test_compilation_can_be_turned_off(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MODELWRIGHT_COMPILE", "0")
+    assert not device.can_compile()
+
+
+def test_without_a_compiler_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("MODELWRIGHT_COMPILE", raising=False)
+    monkeypatch.setenv("PATH", "")
+    assert not device.can_compile()
+
+
+def test_the_machine_describes_itself():
+    machine = device.describe_machine()
+    assert machine.num_cores >= 1
+    assert machine.memory_bytes > 2**28
+    assert machine.torch_version == torch.__version__
+    assert 2**20 < device.peak_memory_bytes() <= machine.memory_bytes
+
+
+def test_bf16_is_called_fast_only_where_the_cpu_lists_it(monkeypatch: pytest.MonkeyPatch):
+    cpu = torch.device("cpu")
+    for flags, expected in ((frozenset({"avx512_bf16"}), True), (frozenset({"avx2"}), False)):
+        monkeypatch.setattr(device, "cpu_flags", lambda flags=flags: flags)
+        assert device.has_fast_bf16(cpu) is expected
