@@ -2,8 +2,8 @@
 
 Every posting holds the finished score of one term in one passage, so that a query adds up a few slices of an array.
 Words are read the way technical text is written: ``json.dumps`` counts as itself and as ``json`` and ``dumps``,
-``splitLines`` and ``split_lines`` both also as ``split`` and ``line``. Words of the heading path are counted
-``heading_weight`` times, which puts the passage that is *about* a name before those that mention it.
+``splitLines`` and ``split_lines`` both also as ``split`` and ``line``. Words of the headings count on top of the text,
+which puts the passage that is *about* a name before those that mention it.
 
 Source: Robertson and Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond", 2009 (weighted fields: BM25F
 with one length); idf as in Lucene, ``ln(1 + (n - df + 0.5) / (df + 0.5))``, which is never negative.
@@ -35,10 +35,10 @@ _UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\u0e00-\u0e7f]+
 class Bm25Config:
     """How passages are scored."""
 
-    k1: float = 1.2  # how soon a repeated term stops adding
-    b: float = 0.75  # how much a long passage is discounted, 0 to 1
-    heading_weight: float = 2.0  # how often a word of the heading path counts
-    title_weight: float = 0.5  # how often a word of the outer headings counts
+    k1: float = 0.9  # how soon a repeated term stops adding
+    b: float = 0.4  # how much a long passage is discounted, 0 to 1
+    heading_weight: float = 1.0  # how often a word of the own heading counts beyond its place in the text
+    title_weight: float = 0.2  # how often a word of the outer headings counts
 
     def __post_init__(self) -> None:
         if self.k1 <= 0 or not 0 <= self.b <= 1 or self.heading_weight < 0 or self.title_weight < 0:
@@ -51,8 +51,8 @@ class Bm25Config:
 def stem(word: str) -> str:
     """Take the English plural and verb endings off a lower-case word, so that "wraps" finds "wrapping".
 
-    >>> [stem(w) for w in ("wraps", "wrapping", "wrapped", "copies", "class", "parsing", "use", "using")]
-    ['wrap', 'wrap', 'wrap', 'copy', 'class', 'pars', 'use', 'us']
+    >>> [stem(w) for w in ("wraps", "wrapping", "wrapped", "copies", "class", "parsing", "string")]
+    ['wrap', 'wrap', 'wrap', 'copy', 'class', 'pars', 'string']
     """
     if len(word) <= 3 or not word.isascii() or not word.isalpha():
         return word
@@ -78,7 +78,7 @@ def terms_of(word: str) -> tuple[str, ...]:
     """Return the terms one word is indexed and looked up under.
 
     >>> terms_of("json.dumps")
-    ('json.dumps', 'json', 'dump')
+    ('json.dumps', 'dump', 'json')
     >>> terms_of("assertAlmostEqual")
     ('assertalmostequal', 'assert', 'almost', 'equal')
     """
@@ -107,6 +107,7 @@ class Bm25:
         self._starts = starts  # (terms + 1,) int64: the postings of term t are starts[t]:starts[t + 1]
         self._rows = rows  # (postings,) int32: passage numbers, rising within a term
         self._weights = weights  # (postings,) float32: finished scores
+        self._unknown_idf = float(idf.max()) if len(idf) else 1.0
 
     @classmethod
     def build(
@@ -150,18 +151,24 @@ class Bm25:
                 total[self._rows[piece]] += self._weights[piece]
         return total
 
+    def coverage(self, query: str, row: int) -> float:
+        """Return which part of a query one passage holds, 0 to 1, each term weighed by how much it tells."""
+        held = asked = 0.0
+        for term in query_terms(query):
+            number = self._ids.get(term)
+            # A term that is nowhere tells the most: a passage cannot answer for a name that no document knows.
+            idf = float(self._idf[number]) if number is not None else self._unknown_idf
+            asked += idf
+            if number is not None:
+                rows = self._rows[self._starts[number] : self._starts[number + 1]]
+                place = int(np.searchsorted(rows, row))
+                held += idf if place < len(rows) and rows[place] == row else 0.0
+        return held / asked if asked else 0.0
+
     def idf(self, term: str) -> float:
         """Return how much a term tells; one that no passage holds tells the most."""
         number = self._ids.get(term)
-        return float(self._idf[number]) if number is not None else self.unknown_idf
-
-    @property
-    def unknown_idf(self) -> float:
-        """The idf of a term that is in no passage."""
-        return float(self._idf.max()) if len(self._idf) else 1.0
-
-    def __contains__(self, term: str) -> bool:
-        return term in self._ids
+        return float(self._idf[number]) if number is not None else self._unknown_idf
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return everything as plain arrays; the terms as their UTF-8 bytes joined by newlines."""

@@ -37,6 +37,8 @@ DOCUMENTS, CHUNKS, BM25, VECTORS, FAILURES = (
 )
 MAX_QUERY_CHARS = 8000
 MAX_HITS = 1000
+MAX_MARK = 10  # characters in front of a heading: the number signs and spaces
+MAX_SHOWN_HEADING = 120  # characters of a heading that go in front of what stands under it
 
 Mode = Literal["fused", "bm25", "dense"]
 
@@ -244,7 +246,10 @@ class Index:
         if mode == "bm25" or self._vectors is None:
             return Scores(bm25, None, None)
         dense = self._vectors @ self.embedder.embed([query], role="query")[0]
-        return Scores(bm25, dense, fuse(bm25, dense, self.config.fusion) if mode == "fused" else None)
+        if mode == "dense":
+            return Scores(bm25, dense, None)
+        coverage = self.bm25.coverage(query, int(np.argmax(bm25))) if bm25.any() else 0.0
+        return Scores(bm25, dense, fuse(bm25, dense, self.config.fusion.share(coverage)))
 
     def _check(self, query: str, k: int, mode: Mode | None) -> Mode:
         check_query(query)
@@ -286,10 +291,13 @@ def check_query(query: str) -> None:
 
 
 def passage_text(chunk: Chunk) -> str:
-    """Return what is encoded for a chunk: its text behind the headings it stands under but does not show."""
-    shown = chunk.text[: len(chunk.headings[-1]) + 10] if chunk.headings else ""
-    path = [heading for heading in chunk.headings if heading not in shown]
-    return "\n".join([*path[-2:], chunk.text])
+    """Return what is encoded for a chunk: its text, behind its own heading where the text does not begin with it.
+
+    The outer headings are left out: they cost a fifth more tokens and found no more.
+    """
+    if not chunk.headings or chunk.headings[-1] in chunk.text[: len(chunk.headings[-1]) + MAX_MARK]:
+        return chunk.text
+    return f"{chunk.headings[-1][:MAX_SHOWN_HEADING]}\n{chunk.text}"
 
 
 def _documents_of(source: str | Path | Iterable[Document]) -> tuple[list[Document], list[Failure], list[Path]]:
