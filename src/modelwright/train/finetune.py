@@ -189,7 +189,7 @@ def _save(model: nn.Module, tokenizer: Tokenizer, config: FinetuneConfig, figure
     parents = [config.base, config.data]
     if config.lora is not None:
         with new_artifact(config.adapter_folder, "adapter", settings=settings, parents=parents) as (folder, measured):
-            save_adapter(model, folder, base=str(config.base))
+            save_adapter(model, folder, base_model=str(config.base))
             measured.update(figures)
         merge_lora(model)
         parents = [config.base, config.adapter_folder]
