@@ -97,7 +97,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
 
 @pytest.fixture(scope="session")
 def config() -> ServeConfig:
-    return ServeConfig(examples=("What does textwrap.wrap do?", "What does heapq.heappush add?"))
+    return ServeConfig(examples=("What does textwrap.wrap do?", "What wraps a single paragraph of text?"))
 
 
 @pytest.fixture(scope="session")

@@ -121,7 +121,7 @@ def test_the_whole_way_goes_by_keyboard(open_page, quotes):
 
 def test_an_example_is_asked_with_one_click_and_sources_can_be_stepped_through(open_page, quotes):
     page = open_page(quotes)
-    page.click("text=What does textwrap.wrap do?")
+    page.click("text=What wraps a single paragraph of text?")
     page.wait_for_selector("button.cite")
     page.wait_for_selector("#conversation[aria-busy=false]")
     num_sources = page.locator(".sources .cite").count()
@@ -134,7 +134,7 @@ def test_an_example_is_asked_with_one_click_and_sources_can_be_stepped_through(o
     assert page.inner_text("#panel-place") == f"Source 2 of {num_sources}"
     page.click("#panel-close")
     page.click("#restart")
-    assert page.is_visible("#welcome") and page.locator(".exchange").count() == 0
+    assert page.is_visible("#lead") and page.is_visible("#examples") and page.locator(".exchange").count() == 0
 
 
 def test_a_document_cannot_bring_a_script(open_page, quotes):

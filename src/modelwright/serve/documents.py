@@ -8,11 +8,11 @@ same answer, and settings that would cut a quote short are refused.
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from modelwright.base.errors import RequestError
-from modelwright.base.types import SamplingParams, Usage
+from modelwright.base.types import ChatModel, Completion, Delta, Message, SamplingParams, Usage
 from modelwright.rag.answer import Answer, stream_answer
 from modelwright.rag.index import MAX_QUERY_CHARS
 from modelwright.serve import fields
@@ -25,7 +25,7 @@ GENERATED_TOKENS = 512  # an answer's length when the request does not say
 async def answer_pieces(served: Served, body: Mapping[str, Any]) -> AsyncGenerator[Piece, None]:
     """Check a chat request to the documents and return the pieces of its answer."""
     question = _question(body)
-    params = fields.sampling(body, fields.max_tokens(body) or GENERATED_TOKENS)
+    params = fields.sampling(body, fields.max_tokens(body) or GENERATED_TOKENS, temperature=0.0)
     if served.config.answer_mode == "extractive":
         for name in CUTTING:
             if body.get(name):
@@ -48,22 +48,46 @@ def _question(body: Mapping[str, Any]) -> str:
     return question
 
 
+class Recorder:
+    """A `ChatModel` that passes everything on and remembers how the answer ended and what it cost."""
+
+    def __init__(self, model: ChatModel):
+        self.model = model
+        self.last = Delta("")
+
+    def chat(self, messages: Sequence[Message], params: SamplingParams) -> Completion:
+        """Answer as a whole."""
+        completion = self.model.chat(messages, params)
+        self.last = Delta("", (), completion.finish_reason, completion.usage)
+        return completion
+
+    def stream(self, messages: Sequence[Message], params: SamplingParams) -> Iterator[Delta]:
+        """Answer piece by piece."""
+        for delta in self.model.stream(messages, params):
+            self.last = delta
+            yield delta
+
+
 async def _pieces(served: Served, question: str, params: SamplingParams) -> AsyncGenerator[Piece, None]:
+    model = None
+    if served.config.answer_mode == "generated":
+        assert served.engine is not None
+        model = Recorder(served.engine)
+    index, k = served.index, served.config.num_passages
+    assert index is not None
     texts = []
-    async with contextlib.aclosing(in_thread(served, lambda: _answer(served, question, params))) as items:
+    run = in_thread(served, lambda: stream_answer(index, question, model=model, k=k, params=params))
+    async with contextlib.aclosing(run) as items:
         async for item in items:
             if isinstance(item, str):
                 texts.append(item)
                 yield Piece(item)
-            else:
+                continue
+            usage = model.last.usage if model is not None else None
+            if usage is None:  # quoted, or not in the documents: no model was run
                 usage = await asyncio.to_thread(_usage, served, question, "".join(texts))
-                yield Piece("", "stop", usage, _extension(item, question))
-
-
-def _answer(served: Served, question: str, params: SamplingParams) -> Iterator[str | Answer]:
-    assert served.index is not None
-    model = served.engine if served.config.answer_mode == "generated" else None
-    return stream_answer(served.index, question, model=model, k=served.config.num_passages)
+            reason = (model.last.finish_reason if model is not None else None) or "stop"
+            yield Piece("", reason, usage, _extension(item, question))
 
 
 def _extension(answer: Answer, question: str) -> dict[str, Any]:

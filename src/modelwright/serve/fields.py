@@ -167,9 +167,13 @@ def max_tokens(body: Mapping[str, Any]) -> int | None:
     return asked
 
 
-def sampling(body: Mapping[str, Any], length: int) -> SamplingParams:
-    """Return the sampling settings of a request whose completion may have ``length`` tokens."""
-    temperature = number(body, "temperature", 1.0)
+def sampling(body: Mapping[str, Any], length: int, *, temperature: float = 1.0) -> SamplingParams:
+    """Return the sampling settings of a request whose completion may have ``length`` tokens.
+
+    Args:
+        temperature: What a request that names none is given.
+    """
+    temperature = number(body, "temperature", temperature)
     if temperature > 2:
         refuse("temperature", temperature, "between 0 and 2", "invalid_value")
     return SamplingParams(

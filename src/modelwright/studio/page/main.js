@@ -60,6 +60,13 @@ async function start() {
   $("examples-box").hidden = info.examples.length === 0;
 }
 
+function showWelcome(isShown) {
+  $("welcome").classList.toggle("hidden", !isShown); // its heading stays for those who hear the page
+  $("lead").hidden = !isShown;
+  $("examples-box").hidden = !isShown || !info?.examples.length;
+  $("restart").hidden = isShown;
+}
+
 function example(question) {
   const button = make("button", "", question);
   button.type = "button";
@@ -73,8 +80,7 @@ async function submit(question) {
   if (running || !question.trim()) return;
   if (!info) await start();
   if (!info) return;
-  $("welcome").hidden = true;
-  $("restart").hidden = false;
+  showWelcome(false);
   const exchange = make("article", "exchange");
   exchange.append(make("h2", "asked", question.trim()));
   $("conversation").append(exchange);
@@ -251,8 +257,7 @@ $("restart").addEventListener("click", () => {
   running?.abort();
   history = [];
   $("conversation").replaceChildren();
-  $("welcome").hidden = false;
-  $("restart").hidden = true;
+  showWelcome(true);
   $("question").focus();
 });
 start();
