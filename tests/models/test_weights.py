@@ -3,6 +3,8 @@
 import errno
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -355,3 +357,9 @@ def test_a_low_bit_folder_comes_back_the_same(tmp_path, bits, tie_embeddings):
     edit_config(tmp_path, quantization_config={"quant_method": "gptq"})
     with pytest.raises(CheckpointError, match=r"config\.json: quantization_config: quant_method is 'gptq'"):
         load_model(tmp_path)
+
+
+def test_loading_imports_no_compiler(folder):
+    code = f"import sys; from modelwright import load_model; load_model({str(folder)!r}); print('sympy' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from modelwright.base.errors import CheckpointError, ConfigError, DataError
 from modelwright.base.files import read_json, write_json
@@ -21,7 +22,6 @@ from modelwright.base.registry import lookup
 from modelwright.models import ARCHITECTURES
 from modelwright.models.tensor_file import read_folder, write_folder
 from modelwright.nn import lowbit
-from modelwright.nn.rope import RotaryTable
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 MAX_SHARD_BYTES = 5_000_000_000
@@ -146,6 +146,20 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return values
 
 
+class _NoDraws(TorchFunctionMode):
+    """Skip the random first values that torch's layers give themselves.
+
+    On the meta device there is nothing to fill, and the first draw there imports a symbolic algebra system: a second
+    and 90 MB for each process that loads a model.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        values = kwargs or {}
+        if func in (nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_):
+            return args[0] if args else values["tensor"]
+        return func(*args, **values)
+
+
 def _build_empty(folder: Path, values: dict[str, Any]) -> nn.Module:
     """Build the model that a config describes on the meta device: names and shapes, no storage."""
     names = values.get("architectures") or []
@@ -157,7 +171,7 @@ def _build_empty(folder: Path, values: dict[str, Any]) -> nn.Module:
         )
     try:
         model_class = lookup(ARCHITECTURES, name, "architecture")
-        with torch.device("meta"):
+        with torch.device("meta"), _NoDraws():
             model: nn.Module = model_class(model_class.config_class.from_hf(values))
             if values.get("quantization_config") is not None:
                 _make_low_bit(model, values["quantization_config"])
@@ -235,8 +249,9 @@ def _natural(name: str) -> list[Any]:
 def _finish(model: nn.Module, folder: Path, device: torch.device) -> nn.Module:
     """Fill the tables that no file holds, tie what is tied, and check that nothing was forgotten."""
     for module in model.modules():
-        if isinstance(module, RotaryTable):
-            module.reset_buffers(device)
+        reset_buffers = getattr(module, "reset_buffers", None)
+        if reset_buffers is not None:
+            reset_buffers(device)
     if hasattr(model, "tie_weights"):
         model.tie_weights()  # type: ignore[operator]
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
