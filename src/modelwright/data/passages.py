@@ -50,7 +50,7 @@ def sections(document: Document) -> list[Section]:
     """Return the sections of a document in order; a text without headings is one section."""
     text = document.text
     headings = list(_headings(text))
-    names = [heading for heading, _ in headings]
+    names = [heading for heading, _, _ in headings]
     module = _module_name(names)
     classes = {name.split("(")[0].removeprefix("class ") for name in names if name.startswith("class ")}
     first = headings[0][1][0] if headings else len(text)
@@ -58,18 +58,19 @@ def sections(document: Document) -> list[Section]:
     found = []
     if text[:before].strip():
         found.append(Section(document.id, document.title, (0, 0), (0, before)))
-    for number, (heading, head) in enumerate(headings):
+    for number, (heading, head, line_end) in enumerate(headings):
         stop = text.rfind("\n", 0, headings[number + 1][1][0]) + 1 if number + 1 < len(headings) else len(text)
-        found.append(Section(document.id, heading, head, (head[1], stop), *_symbol(heading, module, classes)))
+        found.append(Section(document.id, heading, head, (line_end, stop), *_symbol(heading, module, classes)))
     return found
 
 
-def _headings(text: str) -> Iterator[tuple[str, Span]]:
+def _headings(text: str) -> Iterator[tuple[str, Span, int]]:
+    """Yield (heading, its span, end of its line) outside fenced code."""
     fences = [found.start() for found in _FENCE.finditer(text)]
     for found in _HEADING.finditer(text):
         is_code = bisect.bisect_left(fences, found.start()) % 2 == 1
         if not is_code:
-            yield found[2], found.span(2)
+            yield found[2], found.span(2), found.end()
 
 
 def _module_name(headings: list[str]) -> str:
@@ -101,7 +102,7 @@ def paragraphs(text: str, body: Span) -> Iterator[Span]:
     is_fenced = False
     for found in _PARAGRAPH.finditer(text, *body):
         num_fences = len(_FENCE.findall(found[0]))
-        if not is_fenced and not num_fences and not _NOT_PROSE.match(found[0]):
+        if not is_fenced and not num_fences and found[0].strip() and not _NOT_PROSE.match(found[0]):
             yield found.start() + len(found[0]) - len(found[0].lstrip()), found.end()
         is_fenced ^= num_fences % 2 == 1
 

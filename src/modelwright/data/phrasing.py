@@ -60,8 +60,26 @@ _DEFINITION = re.compile(
 )
 _NO_SUBJECT = frozenset(
     """it this that these those they there he she we you i what which who where when why how if all each every any some
-    one here both note default result default first second last following above other only most many such as so but
-    and or also then""".split()
+    one here both note default result first second last following above other only most many such as so but and or also
+    then since while because although though after before during once until unless for in on at from with to by your
+    my our their his her its per given please another no not whether""".split()
+)
+_ASKING = (
+    "how",
+    "what",
+    "which",
+    "who",
+    "where",
+    "when",
+    "why",
+    "should",
+    "can",
+    "do",
+    "does",
+    "is",
+    "are",
+    "may",
+    "will",
 )
 _DULL = frozenset(
     """introduction overview contents table summary example examples note notes see also references usage background
@@ -172,16 +190,35 @@ def heading_question(heading: str, rng: random.Random) -> str:
     words = text.split()
     if not 1 <= len(words) <= 14 or {w.lower() for w in words} <= _DULL | _STOP:
         return ""
-    if heading.endswith("?"):
-        return text if text.endswith("?") else f"{text}?"
     if text.lower().startswith("how to "):
-        return f"How do I {text[7:]}?"
+        return f"How do I {text[7:].rstrip('?')}?"
+    if heading.rstrip(" *_`").endswith("?") or (words[0].lower() in _ASKING and len(words) > 3):
+        return f"{text[0].upper()}{text[1:].rstrip('?')}?"
     if len(words) > 2 and words[0].lower() in _VERBS and words[0][0].isupper() and words[1][0].islower():
         return f"How do I {words[0].lower()} {' '.join(words[1:])}?"
     topic = text[0].lower() + text[1:] if text[1:2].islower() and words[0].lower() in _STOP else text
     return rng.choice(("What do the documents say about {}?", "What should I know about {}?", "Explain: {}.")).format(
         topic
     )
+
+
+def key_phrase(sentence: str) -> str:
+    """Return the longest run of two to four words that carry meaning, or nothing.
+
+    >>> key_phrase("The travel desk books a window seat for each of its guests.")
+    'travel desk books'
+    """
+    best: list[str] = []
+    run: list[str] = []
+    at = -1
+    for found in _WORD.finditer(sentence):
+        is_next = sentence[at : found.start()].isspace() if run else True
+        run = [*run, found[0]] if is_next else [found[0]]
+        if found[0].casefold() in _STOP:
+            run = []
+        best = run if len(best) < len(run) <= 4 else best
+        at = found.end()
+    return " ".join(best) if len(best) > 1 else ""
 
 
 def define_question(sentence: str) -> str:
@@ -195,14 +232,10 @@ def define_question(sentence: str) -> str:
     found = _DEFINITION.match(" ".join(_QUOTES.sub("", sentence).split()))
     if not found:
         return ""
-    subject = found["subject"].split()
-    if (
-        subject[0].lower() in _NO_SUBJECT
-        or subject[-1].lower() in _STOP
-        or (found["article"] == "The" and len(subject) < 2)
-    ):
+    subject, article = found["subject"].split(), found["article"]
+    is_vague = len(subject) < 2 if article == "The" else len(subject) > 1 and subject[0].endswith("ing")
+    is_sentence = not article and (subject[0].lower() in _NO_SUBJECT or found["verb"] == "is" and subject[0].islower())
+    if is_vague or is_sentence or subject[-1].lower() in _STOP or subject[-1].isdigit():
         return ""
-    if not found["article"] and found["verb"] == "is" and not subject[0][0].isupper():
-        return ""
-    article = f"{found['article'].lower()} " if found["article"] else ""
+    article = f"{article.lower()} " if article else ""
     return f"What {found['verb']} {article}{found['subject']}?"

@@ -9,7 +9,8 @@ How they are made, in full:
   retrieval swap some words for others of the same meaning, and name the class or module where the sentence alone
   ("Return the size.") would fit many places.
 - *define*: "What is a widget?" from a sentence of the form "A widget is ..."; *section*: from a heading in prose;
-  *keywords*: the rarest words of a sentence, as people type into a search box (questions only).
+  *topic*: a phrase from a sentence in prose (pairs only); *keywords*: the rarest words of a sentence, as people type
+  into a search box (questions only).
 
 An answer is always a quote: ``document.text[start:end]``. Nothing here is written by a model, so the questions are
 plainer than those of people. Left out for retrieval: a question whose answer stands in more than one place, one whose
@@ -29,10 +30,12 @@ from modelwright.data.phrasing import (
     define_question,
     heading_question,
     imperative_phrase,
+    key_phrase,
     paraphrase,
     verb_phrase,
 )
 
+TOPIC_CHARS = 300  # at least this far apart stand the sentences that a "topic" pair is made from
 MAX_PARAGRAPHS = 2000  # of one document that are searched for definitions and key words
 
 _DOES = ("What does {name} do?", "What is {name} for?", "Explain {name}.", "What is the purpose of {name}?")
@@ -52,6 +55,7 @@ _ARGUMENTS = (
 _WHICH = ("Which {kind} {phrase}?", "What {kind} {phrase}?", "Name the {kind} that {phrase}.")
 _WHICH_IN = ("Which {kind} of {place} {phrase}?", "In {place}, which {kind} {phrase}?")
 _HOW = ("How do I {phrase}?", "How can I {phrase} in Python?", "I want to {phrase}. What should I use?")
+_TOPIC = ("What do the documents say about {phrase}?", "What is said about {phrase}?", "Tell me about {phrase}.")
 # Shares of the kinds among the questions, as far as the documents give them.
 _SHARES = {"what": 0.35, "which": 0.4, "arguments": 0.25, "define": 0.4, "section": 0.4, "keywords": 0.2}
 
@@ -206,6 +210,7 @@ def _training_questions(document: Document, corpus: _Corpus, seed: int) -> Itera
             yield from _symbol_questions(document, section, span, corpus, rng)
         else:
             yield from _prose_questions(document, section, span, rng)
+            yield from _topic_questions(document, section, rng)
 
 
 def _symbol_questions(
@@ -233,7 +238,7 @@ def _call_span(section: Section) -> Span:
 
 
 def _prose_questions(document: Document, section: Section, span: Span | None, rng: random.Random) -> Iterator[Question]:
-    if span is not None:
+    if span is not None and section.head[1]:
         text = heading_question(section.heading, rng)
         if text:
             yield Question(text, document.id, *opening(document.text, span), "section")
@@ -241,6 +246,16 @@ def _prose_questions(document: Document, section: Section, span: Span | None, rn
         text = define_question(document.text[start:end])
         if text:
             yield Question(text, document.id, start, end, "define")
+
+
+def _topic_questions(document: Document, section: Section, rng: random.Random) -> Iterator[Question]:
+    """Ask about a phrase of one sentence in each stretch of prose, so that texts without headings teach too."""
+    asked_at = section.body[0] - TOPIC_CHARS
+    for start, end in _prose_sentences(document.text, section):
+        phrase = key_phrase(document.text[start:end]) if start - asked_at >= TOPIC_CHARS else ""
+        if phrase:
+            asked_at = start
+            yield Question(rng.choice(_TOPIC).format(phrase=phrase), document.id, start, end, "topic")
 
 
 def _prose_sentences(text: str, section: Section) -> Iterator[Span]:
