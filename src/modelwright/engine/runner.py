@@ -27,6 +27,9 @@ from modelwright.engine.scheduler import Chunk
 # of what tiles of 16 take (two cores with AVX512-BF16).
 QUERY_TILE = 4
 KEY_TILE = 128
+# Up to this many multiply-adds, torch computes a bf16 product outside oneDNN (mkldnn_gemm_min_size) and rounds
+# otherwise. Tiny models reach it with one or two rows, so their steps are padded beyond it.
+SMALL_PRODUCT = 16**3
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,12 @@ class Gather:
 class StepPlan:
     """Where each token of a step is stored and what it looks at; made once and used by every layer."""
 
-    input_ids: Tensor  # (1, T)
+    input_ids: Tensor  # (1, T); T counts the padding too
     positions: Tensor  # (1, T)
-    slots: Tensor  # (T,) where the new keys and values go
+    slots: Tensor  # (T without padding,) where the new keys and values go
     gathers: tuple[Gather, ...]
     restore: Tensor  # (T,) where each token's result stands among the tiles' rows
-    last_rows: Tensor  # (R,) the last token of each request whose next one is to be drawn
+    last_rows: Tensor  # (R or more,) the last token of each request whose next one is to be drawn, then padding
 
 
 class PagedState:
@@ -86,7 +89,8 @@ class PagedState:
             (1, T, N, H).
         """
         pool = self.pool[layer_index]  # (slots, 2, K, H)
-        pool.index_copy_(0, self.plan.slots, torch.stack((k[0], v[0]), dim=1))
+        num_real = self.plan.slots.shape[0]
+        pool.index_copy_(0, self.plan.slots, torch.stack((k[0, :num_real], v[0, :num_real]), dim=1))
         results = []
         for gather in self.plan.gathers:
             fetched = pool.index_select(0, gather.slots.flatten())
@@ -115,9 +119,10 @@ def _attend_tiles(q: Tensor, keys: Tensor, values: Tensor, group: TileGroup, sca
 class Planner:
     """Lays out a step: from chunks of requests to the index tensors of a `StepPlan`."""
 
-    def __init__(self, block_size: int, group_size: int, dtype: torch.dtype, device: torch.device):
+    def __init__(self, block_size: int, group_size: int, min_rows: int, dtype: torch.dtype, device: torch.device):
         self.block_size = block_size
         self.group_size = group_size  # G, query heads of one kv head
+        self.min_rows = min_rows  # a step is padded to this many tokens
         self.dtype = dtype
         self.device = device
 
@@ -146,7 +151,8 @@ class Planner:
             slots.append(table[chunk.start : chunk.end])
             if chunk.reaches_end:
                 last_rows.append(len(ids) - 1)
-        made, restore = [], np.empty(len(ids), dtype=np.int64)
+        num_missing = max(0, self.min_rows - len(ids))
+        made, restore = [], np.zeros(len(ids) + num_missing, dtype=np.int64)
         num_rows = 0
         for tables, parts in gathers:
             if len(tables) > 1:  # single tiles with the same number of keys: one batch
@@ -157,9 +163,10 @@ class Planner:
                 restore[flat[real]] = num_rows + np.flatnonzero(real)
                 num_rows += len(flat)
             made.append(Gather(self._tensor(np.stack(tables)), tuple(self._group(*part) for part in parts)))
+        last_rows += [0] * (self.min_rows - len(last_rows))
         return StepPlan(
-            input_ids=torch.tensor(ids, device=self.device)[None],
-            positions=self._tensor(np.concatenate(positions))[None],
+            input_ids=torch.tensor(ids + [0] * num_missing, device=self.device)[None],
+            positions=self._tensor(np.concatenate([*positions, np.zeros(num_missing, dtype=np.int64)]))[None],
             slots=self._tensor(np.concatenate(slots)),
             gathers=tuple(made),
             restore=self._tensor(restore),
@@ -213,7 +220,8 @@ class Runner:
         shape = (config.num_layers, num_blocks * block_size, 2, config.num_kv_heads, config.head_dim)
         self.pool = torch.zeros(shape, dtype=self.dtype, device=self.device)
         group_size = config.num_heads // config.num_kv_heads
-        self.planner = Planner(block_size, group_size, self.dtype, self.device)
+        smallest = min(p.numel() for p in model.parameters() if p.dim() == 2)
+        self.planner = Planner(block_size, group_size, SMALL_PRODUCT // smallest + 1, self.dtype, self.device)
 
     @staticmethod
     def block_bytes(config: Any, dtype: torch.dtype, block_size: int) -> int:
@@ -230,4 +238,5 @@ class Runner:
         plan = self.planner.plan(chunks)
         state = PagedState(self.pool, plan)
         hidden = self.model.hidden(plan.input_ids, positions=plan.positions, state=state)  # (1, T, D)
-        return self.model.lm_head(hidden.index_select(1, plan.last_rows))[0]  # (R, V)
+        num_wanted = sum(chunk.reaches_end for chunk in chunks)
+        return self.model.lm_head(hidden.index_select(1, plan.last_rows))[0, :num_wanted]  # (R, V)

@@ -236,11 +236,11 @@ class AsyncEngine:
         with self._wake:
             self._is_stopping = True
             never_started, self._to_submit = self._to_submit, []
+        self.engine.abort_all()
         for request, sink in [*self._sinks.values(), *never_started]:
-            request.error = request.error or reason
+            request.error = reason
             sink(Piece(request.id, Delta(""), error=reason))
         self._sinks.clear()
-        self.engine.abort_all()
 
 
 def _post(loop: asyncio.AbstractEventLoop, mail: "asyncio.Queue[Piece]", piece: Piece) -> None:

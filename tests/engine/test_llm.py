@@ -1,0 +1,151 @@
+"""The offline front: text in and out, streams, stop strings, many callers."""
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from modelwright.base.device import has_fast_bf16
+from modelwright.base.errors import RequestError
+from modelwright.base.types import Message, SamplingParams
+from modelwright.engine.engine import EngineConfig
+from modelwright.engine.llm import LLM
+from modelwright.models.llama import Llama
+from modelwright.models.weights import save_model
+from modelwright.tokenizer.bpe import Tokenizer
+
+MESSAGES = [Message("system", "be brief"), Message("user", "the quick brown caf\u00e9?")]
+LIVELY = SamplingParams(temperature=1.5, max_tokens=60, seed=5, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def llm(model: Llama, tokenizer: Tokenizer) -> LLM:
+    return LLM(model, tokenizer=tokenizer)
+
+
+def test_one_prompt_or_many_text_or_ids(llm: LLM, tokenizer: Tokenizer):
+    (one,) = llm.generate("the lazy dog", LIVELY)
+    ids = tokenizer.encode("the lazy dog")
+    assert llm.generate(["the lazy dog", ids], LIVELY)[1].token_ids == one.token_ids
+    assert llm.generate(ids, [LIVELY])[0].text == one.text == tokenizer.decode(one.token_ids)
+    assert one.finish_reason == "length" and len(one.logprobs) == len(one.token_ids) == 60
+    assert one.usage.prompt_tokens == len(ids) and one.usage.completion_tokens == 60
+    assert llm.generate([], LIVELY) == []
+
+
+def test_a_folder_is_loaded_in_the_fast_format(tmp_path: Path, model: Llama, tokenizer: Tokenizer):
+    save_model(model, tmp_path)
+    tokenizer.save(tmp_path)
+    llm = LLM(tmp_path)
+    fast = has_fast_bf16(torch.device("cpu"))
+    assert llm.engine.runner.dtype == (torch.bfloat16 if fast else torch.float32)
+    assert LLM(tmp_path, config=EngineConfig(dtype="float32")).engine.runner.dtype == torch.float32
+    assert len(llm.chat(MESSAGES, LIVELY).token_ids) == 60
+
+
+def test_stream_equals_whole(llm: LLM):
+    for seed in range(5):
+        params = SamplingParams(temperature=1.5, max_tokens=40, seed=seed)
+        whole = llm.chat(MESSAGES, params)
+        deltas = list(llm.stream(MESSAGES, params))
+        assert "".join(d.text for d in deltas) == whole.text
+        assert tuple(t for d in deltas for t in d.token_ids) == whole.token_ids
+        assert [d.finish_reason for d in deltas] == [None] * (len(deltas) - 1) + [whole.finish_reason]
+        assert deltas[-1].usage.completion_tokens == whole.usage.completion_tokens
+        assert not any("\ufffd" in d.text for d in deltas) or "\ufffd" in whole.text
+
+
+def test_the_second_time_the_prompt_is_cached(model: Llama, tokenizer: Tokenizer):
+    llm = LLM(model, tokenizer=tokenizer, config=EngineConfig(block_size=4))
+    first, second = (llm.chat(MESSAGES, LIVELY) for _ in range(2))
+    assert first.usage.cached_tokens == 0
+    assert second.usage.cached_tokens == (second.usage.prompt_tokens - 1) // 4 * 4
+    assert second.text == first.text
+
+
+def test_stop_strings_anywhere_in_the_text(llm: LLM):
+    whole = llm.generate("the", LIVELY)[0].text
+    for start in (1, 4, 9, 20):
+        for length in (1, 2, 5):
+            stop = whole[start : start + length]
+            expected = whole[: whole.index(stop)]
+            params = SamplingParams(temperature=1.5, max_tokens=60, seed=5, ignore_eos=True, stop=("\0never", stop))
+            completion = llm.generate("the", params)[0]
+            assert (completion.text, completion.finish_reason) == (expected, "stop")
+            shown = [d.text for d in llm.stream_prompt("the", params)]
+            assert "".join(shown) == expected
+    assert completion.usage.completion_tokens == len(completion.token_ids) < 60
+
+
+def test_a_stop_string_that_never_completes_is_shown(llm: LLM):
+    whole = llm.generate("the", LIVELY)[0].text
+    params = SamplingParams(temperature=1.5, max_tokens=60, seed=5, ignore_eos=True, stop=(whole[-2:] + "\0",))
+    assert llm.generate("the", params)[0].text == whole
+
+
+def test_seeds(llm: LLM):
+    def run(seed: int | None) -> tuple[int, ...]:
+        return llm.generate("the", SamplingParams(temperature=1.5, max_tokens=20, seed=seed))[0].token_ids
+
+    assert run(1) == run(1) != run(2)
+    assert run(None) != run(None)
+
+
+def test_top_k_one_is_greedy(llm: LLM):
+    greedy = llm.generate("the", SamplingParams(temperature=0, max_tokens=20))[0].token_ids
+    assert llm.generate("the", SamplingParams(top_k=1, max_tokens=20))[0].token_ids == greedy
+
+
+def test_streams_open_at_the_same_time_share_the_engine(llm: LLM):
+    expected = [llm.generate(p, LIVELY)[0].text for p in ("the", "fox")]
+    streams = [llm.stream_prompt(p, LIVELY) for p in ("the", "fox")]
+    texts = ["", ""]
+    for pair in zip(*streams, strict=True):
+        for i, delta in enumerate(pair):
+            texts[i] += delta.text
+    assert texts == expected
+
+
+def test_closing_a_stream_frees_its_blocks(llm: LLM):
+    stream = llm.stream(MESSAGES, LIVELY)
+    next(stream)
+    assert llm.stats().running == 1
+    stream.close()
+    stats = llm.stats()
+    assert stats.running == 0 and stats.free_blocks == stats.total_blocks and not llm._pieces
+
+
+def test_callers_in_threads_get_their_own_answers(llm: LLM):
+    prompts = [f"box {i}" for i in range(6)]
+    expected = [llm.generate(p, LIVELY)[0].text for p in prompts]
+    found: dict[int, str] = {}
+
+    def call(i: int) -> None:
+        found[i] = llm.generate(prompts[i], LIVELY)[0].text
+
+    threads = [threading.Thread(target=call, args=(i,)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[i] for i in range(6)] == expected
+
+
+def test_more_prompts_than_may_wait(model: Llama):
+    llm = LLM(model, config=EngineConfig(max_waiting=2, max_running=2))
+    assert len(llm.generate([[i] for i in range(9)], SamplingParams(max_tokens=3))) == 9
+
+
+def test_refusals(llm: LLM, model: Llama):
+    with pytest.raises(RequestError, match="no tokens"):
+        llm.generate("")
+    with pytest.raises(RequestError, match="2 prompts and 1 sampling params"):
+        llm.generate(["a", "b"], [LIVELY])
+    with pytest.raises(RequestError, match="maximum context length"):
+        llm.generate(["fine", "the " * 400], LIVELY)
+    assert llm.stats().running == llm.stats().waiting == 0
+    with pytest.raises(RequestError, match="has no tokenizer"):
+        LLM(model).generate("text")
+    with pytest.raises(RequestError, match="min_tokens"):
+        SamplingParams(max_tokens=3, min_tokens=4)
