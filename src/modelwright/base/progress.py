@@ -11,6 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 T = TypeVar("T")
 
 console = Console(highlight=False)
+if not console.is_terminal:
+    console.width = 240  # piped output is read by programs too: paths and sentences stay on one line
 
 
 class Bar:

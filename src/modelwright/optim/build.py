@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from modelwright.base.errors import ConfigError
 from modelwright.base.registry import lookup
+from modelwright.optim import OPTIMIZERS
 from modelwright.optim.muon import Muon, MuonConfig
 
 
@@ -33,6 +34,7 @@ class OptimizerConfig:
     adamw: AdamWConfig = field(default_factory=AdamWConfig)
 
     def __post_init__(self) -> None:
+        lookup(OPTIMIZERS, self.name, "optimizer.name")
         unused = {"muon": self.adamw != AdamWConfig(), "adamw": self.muon != MuonConfig()}
         if unused.get(self.name):
             other = "adamw" if self.name == "muon" else "muon"
@@ -126,8 +128,6 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> OptimizerSet:
     Raises:
         ConfigError: The name is unknown, or nothing in the model is trainable.
     """
-    from modelwright.optim import OPTIMIZERS
-
     if not any(p.requires_grad for p in model.parameters()):
         raise ConfigError("The model has no trainable parameter. Unfreeze some, or add an adapter before training.")
     return lookup(OPTIMIZERS, config.name, "optimizer.name")(model, config)

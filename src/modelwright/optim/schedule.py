@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from modelwright.base.errors import ConfigError
 from modelwright.base.registry import lookup
+from modelwright.optim import SCHEDULES
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class ScheduleConfig:
     decay_fraction: float = 0.6  # wsd: last part of the run, in which the rate falls linearly to zero
 
     def __post_init__(self) -> None:
+        lookup(SCHEDULES, self.name, "schedule.name")
         if self.warmup_steps < 0:
             raise ConfigError(f"schedule.warmup_steps is {self.warmup_steps}; it must be 0 or more.")
         if not 0 <= self.decay_fraction <= 1:
@@ -55,8 +57,6 @@ def wsd(progress: float, decay_fraction: float) -> float:
 
 def make_schedule(config: ScheduleConfig, num_steps: int) -> Callable[[int], float]:
     """Return the factor as a function of the step, warm-up included."""
-    from modelwright.optim import SCHEDULES
-
     shape = lookup(SCHEDULES, config.name, "schedule.name")
     warmup = min(config.warmup_steps, max(num_steps - 1, 0))
 
