@@ -4,12 +4,14 @@ import contextlib
 import io
 import os
 import zipfile
+from pathlib import Path
 
 import pytest
 
 from modelwright.base.artifact import read_manifest, verify
 from modelwright.base.errors import DataError, MissingExtraError
-from modelwright.data import parse, read
+from modelwright.base.registry import lookup
+from modelwright.data import PARSERS, parse, read
 from modelwright.data.read import load_documents, load_failures, read_documents, write_documents
 
 docx = pytest.importorskip("docx")
@@ -288,3 +290,19 @@ def test_html_in_an_unknown_shape_still_gives_its_words():
     parse.parse_html(b"<p>lone &#xD800; surrogate</p>").text.encode("utf-8")
     with pytest.raises(parse.Unreadable, match="no text"):
         parse.parse_html(b"<div>" * 5000 + b"deep" + b"</div>" * 5000)
+
+
+def test_every_parser_in_the_table_is_there():
+    for suffix in PARSERS:
+        assert callable(lookup(PARSERS, suffix, "format"))
+
+
+@pytest.mark.skipif("MODELWRIGHT_DATA" not in os.environ, reason="needs MODELWRIGHT_DATA")
+def test_real_pdfs_give_their_text_page_by_page():
+    result = read_documents(Path(os.environ["MODELWRIGHT_DATA"], "retrieval", "pdf"))
+    documents = {document.id: document for document in result.documents}
+    guide = documents["federal_plain_language_guidelines_2011.pdf"]
+    assert guide.title == "Federal Plain Language Guidelines" and len(guide.metadata["pages"]) == 118
+    assert "Write short sentences" in guide.text and "\r" not in guide.text and "\ufffe" not in guide.text
+    assert guide.metadata["pages"] == sorted(guide.metadata["pages"])
+    assert "no text layer" in reason_of(result, "scanned_no_text.pdf")

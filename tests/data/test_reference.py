@@ -12,11 +12,9 @@ from modelwright.data import interpreter_pages, reference
 from modelwright.data.reference import write_reference
 
 
-@pytest.fixture(scope="session")
-def pages(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus") / "reference"
-    write_reference(folder)
-    return folder
+@pytest.fixture
+def pages(reference_folder):
+    return reference_folder
 
 
 def test_there_is_a_page_for_each_module_that_matters(pages):

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelwright.data.reference import write_reference
 from modelwright.data.scrub import KINDS, Finding, find_personal, redact
 
 # Made up for the tests and put together here, so that no scanner takes this file for a leak.
@@ -117,11 +116,9 @@ def test_endless_input_takes_bounded_time(piece):
     assert time.perf_counter() - begun < 5
 
 
-def test_on_real_reference_text_only_addresses_of_authors_are_found(tmp_path):
-    write_reference(tmp_path / "pages")
+def test_on_real_reference_text_only_addresses_of_authors_are_found(reference_documents):
     found = []
-    for page in sorted((tmp_path / "pages").glob("*.md")):
-        text = page.read_text(encoding="utf-8")
+    for text in (document.text for document in reference_documents):
         found += [(f.kind, text[f.start : f.end]) for f in find_personal(text)]
     # 3 MB of code documentation: version numbers, dates, addresses in memory, signatures with token= and password=.
     assert not [value for kind, value in found if kind != "email"]

@@ -9,7 +9,6 @@ import pytest
 from modelwright.base.types import Document
 from modelwright.data.pipeline import split
 from modelwright.data.read import read_documents
-from modelwright.data.reference import write_reference
 from modelwright.data.synthetic import make_pairs, make_questions
 
 A = Document(
@@ -52,13 +51,6 @@ Bring the laptop with its charger to the service window on the ground floor.
 """,
 )
 PLAIN = Document("note.txt", "A widget is a small part that can be replaced by hand. Widgets break.\n", title="note")
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pages") / "reference"
-    write_reference(folder)
-    return read_documents(folder).documents
 
 
 def by_kind(items):
@@ -105,17 +97,17 @@ def test_an_ambiguous_question_is_not_asked():
     assert not [q for q in twice if q.kind == "section" and "er diem" in q.text]
 
 
-def test_wording_and_order_depend_on_the_seed_only(reference):
-    some = reference[:60]
+def test_wording_and_order_depend_on_the_seed_only(reference_documents):
+    some = reference_documents[:60]
     assert make_pairs(some, 3) == make_pairs(some, 3) != make_pairs(some, 4)
     assert make_questions(some, 50, 3) == make_questions(some, 50, 3) != make_questions(some, 50, 4)
     fewer, more = make_pairs([A], 3), make_pairs([A, PROSE], 3)
     assert [p for p in more if p.document == "a.md"] == fewer
 
 
-def test_on_the_default_corpus(reference):
-    train, validation = split(reference)
-    texts = {document.id: document.text for document in reference}
+def test_on_the_default_corpus(reference_documents):
+    train, validation = split(reference_documents)
+    texts = {document.id: document.text for document in reference_documents}
     pairs = make_pairs(train)
     kinds = Counter(pair.kind for pair in pairs)
     assert kinds["what"] > 5000 and kinds["arguments"] > 3000 and kinds["which"] > 1000
@@ -124,7 +116,7 @@ def test_on_the_default_corpus(reference):
         assert pair.messages[1].content == texts[pair.document][pair.start : pair.end]
     assert len({p.messages[0].content for p in pairs}) == len(pairs)
 
-    questions = make_questions(validation, 300, corpus=reference)
+    questions = make_questions(validation, 300, corpus=reference_documents)
     assert len(questions) == 300 and len({q.text for q in questions}) == 300
     held_out = {document.id for document in validation}
     for question in questions:
