@@ -173,6 +173,8 @@ def test_a_huge_single_line_is_refused_by_size_and_a_large_one_read(tmp_path, mo
     monkeypatch.setattr(read, "MAX_FILE_BYTES", 1000)
     with pytest.raises(DataError, match="one file may have 1.0 kB"):
         read_documents(tmp_path)
+    with pytest.raises(parse.Unreadable, match="a page may have 8.0 MB"):
+        parse.parse_html(b"<p>" * 3_000_000)
 
 
 def test_links_out_of_the_tree_loops_and_pipes_are_refused(tmp_path):

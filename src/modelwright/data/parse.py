@@ -19,6 +19,7 @@ from modelwright.base.errors import MissingExtraError
 from modelwright.base.progress import human_bytes
 
 MAX_TEXT_BYTES = 32 * 10**6  # of one document; the longest novels have 6 MB
+MAX_HTML_BYTES = 8 * 10**6  # the extractor takes 9 s a megabyte of dense markup
 MAX_UNPACKED_BYTES = 256 * 10**6  # of one .docx archive
 MAX_PAGES = 10_000
 _MAX_NUL_FRACTION = 0.01
@@ -93,6 +94,8 @@ def parse_html(data: bytes) -> Parsed:
     except ImportError:
         raise MissingExtraError("trafilatura", "docs", "Reading .html files") from None
     logging.getLogger("trafilatura").setLevel(logging.CRITICAL)  # it reports short pages as errors; we say it ourselves
+    if len(data) > MAX_HTML_BYTES:
+        raise Unreadable(f"has {human_bytes(len(data))}; a page may have {human_bytes(MAX_HTML_BYTES)}: split it")
     text = _decode_html(data)
     if not re.search("<html", text[:5000], re.IGNORECASE):
         text = f"<html><body>{text}</body></html>"  # a fragment, which the extractor would refuse
