@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from modelwright.base.errors import ConfigError, RequestError
-from modelwright.nn.attention import Attention, attend, attend_plain, causal_mask, padding_mask
+from modelwright.nn.attention import Attention, attend, attend_plain, attend_products, causal_mask, padding_mask
 from modelwright.nn.decode_state import KVState
 from modelwright.nn.rope import RotaryTable
 
@@ -30,6 +30,32 @@ def test_fast_equals_plain(kv_heads, masking):
     found = attend(q, k, v, scale=SCALE, mask=given, is_causal=is_causal)
     assert found.shape == q.shape
     assert (found - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 6])
+@pytest.mark.parametrize("length", [1, 128, 129, 300])
+@pytest.mark.parametrize("masking", ["none", "keys", "rows"])
+def test_products_in_blocks_equal_plain_forward_and_backward(kv_heads, length, masking):
+    generator = torch.Generator().manual_seed(1)
+    mask = None
+    if masking == "keys":  # (B, 1, 1, S)
+        mask = torch.rand(2, 1, 1, length, generator=generator) > 0.4
+        mask[..., 0] = True
+    elif masking == "rows":  # (1, 1, T, S)
+        mask = (torch.rand(1, 1, length, length, generator=generator) > 0.4) | torch.eye(length, dtype=torch.bool)
+    causal = causal_mask(length, length, torch.device("cpu"))
+    results = []
+    for path in (
+        lambda *x: attend_plain(*x, scale=SCALE, mask=causal if mask is None else mask & causal),
+        lambda *x: attend_products(*x, scale=SCALE, mask=mask, is_causal=True),
+        lambda *x: attend(*x, scale=SCALE, mask=mask, is_causal=True),
+    ):
+        leaves = [x.requires_grad_() for x in qkv(queries=length, keys=length, kv_heads=kv_heads)]
+        out = path(*leaves)
+        out.square().sum().backward()
+        results.append([out.detach(), *(x.grad for x in leaves)])
+    for result in results[1:]:
+        assert all((a - b).abs().max() < 1e-4 for a, b in zip(result, results[0], strict=True))
 
 
 def test_bfloat16_is_near_plain():

@@ -43,3 +43,8 @@ def log_probs_of(lm_head: nn.Module, hidden: Tensor, targets: Tensor, max_chunk_
         logits = lm_head(piece).float()  # (chunk, V)
         parts.append(logits.gather(1, ids[:, None]).squeeze(1) - torch.logsumexp(logits, dim=1))
     return torch.cat(parts).view(targets.shape)
+
+
+def context_len(model: nn.Module) -> int:
+    """Return the longest row that a language model reads, in tokens."""
+    return int(model.config.max_seq_len)  # type: ignore[union-attr, arg-type]

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from modelwright.nn.rope import Rope, rotate
 
 # Longest rows for which training on a CPU keeps the attention weights instead of recomputing them.
-MAX_PRODUCT_LEN = 512
+MAX_PRODUCT_LEN = 1024
+BLOCK_LEN = 128  # queries at a time; a block skips the keys after it
 
 
 def attend(
@@ -35,15 +36,13 @@ def attend(
         k: Keys; K divides N.
         v: Values.
         scale: Factor on the scores before the softmax.
-        mask: Boolean, True where attention is allowed, broadcast to (B, N, T, S).
+        mask: Boolean, True where attention is allowed, broadcast to (B, 1, T, S).
         is_causal: Position t sees s <= t only. Together with ``mask``, both must allow.
     """
+    if q.device.type == "cpu" and q.shape[1] <= MAX_PRODUCT_LEN and torch.is_grad_enabled() and q.requires_grad:
+        return attend_products(q, k, v, scale=scale, mask=mask, is_causal=is_causal)
     if mask is not None and is_causal:
         mask = mask & causal_mask(q.shape[1], k.shape[1], q.device)
-    if q.device.type == "cpu" and q.shape[1] <= MAX_PRODUCT_LEN and torch.is_grad_enabled() and q.requires_grad:
-        if mask is None and is_causal:
-            mask = causal_mask(q.shape[1], k.shape[1], q.device)
-        return attend_products(q, k, v, scale=scale, mask=mask)
     out = F.scaled_dot_product_attention(
         q.transpose(1, 2),  # (B, N, T, H)
         k.transpose(1, 2),  # (B, K, S, H)
@@ -56,20 +55,36 @@ def attend(
     return out.transpose(1, 2)  # (B, T, N, H)
 
 
-def attend_products(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Tensor | None = None) -> Tensor:
-    """Compute what `attend` computes as two matrix products and a softmax, keeping the weights for the backward pass.
+def attend_products(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Tensor | None = None, is_causal: bool = False
+) -> Tensor:
+    """Compute what `attend` computes as matrix products and a softmax, keeping the weights for the backward pass.
 
     Memory grows with T x S; in exchange training short rows on a CPU is faster, because the fused kernel's backward
-    pass is slow there: 8.8k against 7.8k tokens/s for the default quickstart model (T = 256, two cores, compiled).
+    pass is slow there. Under a causal mask a block of queries skips the keys that none of it may see. PLACEHOLDER
     """
-    num_heads, num_kv_heads = q.shape[2], k.shape[2]
-    q, k, v = (x.transpose(1, 2) for x in (q * scale, k, v))  # (B, N or K, T or S, H)
-    if num_heads != num_kv_heads:
-        k, v = (x.repeat_interleave(num_heads // num_kv_heads, dim=1) for x in (k, v))  # (B, N, S, H)
-    scores = (q.to(v.dtype) @ k.to(v.dtype).transpose(-1, -2)).float()  # (B, N, T, S)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    return (scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2)  # (B, T, N, H)
+    batch, length, num_heads, size = q.shape
+    num_keys, num_kv_heads = k.shape[1], k.shape[2]
+    groups = num_heads // num_kv_heads
+    # The heads of a group stand one after the other, so that keys and values need no repeating: (B, K, N/K, T, H).
+    q = (q * scale).to(v.dtype).view(batch, length, num_kv_heads, groups, size).permute(0, 2, 3, 1, 4)
+    k, v = (x.to(v.dtype).transpose(1, 2).reshape(-1, num_keys, size) for x in (k, v))  # (B*K, S, H)
+    allowed = None if mask is None else mask.expand(mask.shape[0], 1, length, num_keys)[:, :, None]  # (., 1, 1, T, S)
+    if is_causal:
+        causal = causal_mask(length, num_keys, q.device)
+        allowed = causal if allowed is None else allowed & causal
+    out = []
+    for start in range(0, length, BLOCK_LEN if is_causal else length):
+        stop = min(start + BLOCK_LEN, length) if is_causal else length
+        seen = stop if is_causal else num_keys
+        rows = q[:, :, :, start:stop].reshape(batch * num_kv_heads, -1, size)  # (B*K, N/K * block, H)
+        scores = (rows @ k[:, :seen].transpose(1, 2)).float().view(batch, num_kv_heads, groups, -1, seen)
+        if allowed is not None:
+            scores = scores.masked_fill(~allowed[..., start:stop, :seen], float("-inf"))
+        weights = scores.softmax(-1).to(v.dtype).view(batch * num_kv_heads, -1, seen)
+        out.append((weights @ v[:, :seen]).view(batch, num_kv_heads, groups, -1, size))
+    joined = torch.cat(out, dim=3) if len(out) > 1 else out[0]  # (B, K, N/K, T, H)
+    return joined.permute(0, 3, 1, 2, 4).reshape(batch, length, num_heads, size)
 
 
 def attend_plain(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Tensor | None = None) -> Tensor:
@@ -139,7 +154,7 @@ class Attention(nn.Module):
         Args:
             x: Input.
             rope: cos and sin for the positions of ``x``, from `RotaryTable`; None for no rotation.
-            mask: Boolean, True where attention is allowed, broadcast to (B, N, T, T). Not used with a state.
+            mask: Boolean, True where attention is allowed, broadcast to (B, 1, T, T). Not used with a state.
             is_causal: Position t sees s <= t only.
             state: A `DecodeState` that holds the past, or None.
         """

@@ -15,15 +15,15 @@ from modelwright.compress.rtn import quantize_model, save_quantized
 from modelwright.data.pack import stream_rows
 from modelwright.data.synthetic import Question, make_questions
 from modelwright.evaluate.report import save_report
+from modelwright.models.scoring import context_len
 from modelwright.models.weights import load_model
 from modelwright.ops.life import Life, LifeConfig, Step
 from modelwright.ops.tune import held_out_ids, prepared_texts, source_documents, training_losses
 from modelwright.rag.answer import ask
-from modelwright.rag.index import Index, Mode
+from modelwright.rag.index import Hit, Index, Mode
 from modelwright.rag.metrics import check_citations, retrieval_scores
 from modelwright.tokenizer.formats import load_tokenizer
 
-GROUP_SIZE = 32
 MAX_COMPARED_TOKENS = 16_384
 NUM_CITED_ANSWERS = 60  # answers whose citations are checked span by span
 MODES: tuple[Mode, ...] = ("bm25", "dense", "fused")
@@ -39,12 +39,12 @@ def _compress_step(config: LifeConfig, bits: int) -> Step:
 
     def make() -> dict[str, Any]:
         original = load_model(config.out / "chat")
-        quantized = quantize_model(load_model(config.out / "chat"), bits, group_size=GROUP_SIZE)
+        quantized = quantize_model(original, bits)
         tokenizer = load_tokenizer(config.out / "chat")
         with new_artifact(
             config.out / name,
             "model",
-            settings={"bits": bits, "group_size": GROUP_SIZE},
+            settings={"bits": bits},
             parents=[config.out / "chat"],
         ) as (folder, measured):
             save_quantized(quantized, folder)
@@ -61,7 +61,7 @@ def _compress_step(config: LifeConfig, bits: int) -> Step:
             f"{figures['perplexity_ratio']:.4f}, KL divergence {figures['kl_divergence']:.5f} nats a token"
         )
 
-    return Step(f"compress to {name}", name, {"bits": bits, "group_size": GROUP_SIZE}, ("chat", "data"), make, tell)
+    return Step(f"compress to {name}", name, {"bits": bits}, ("chat", "data"), make, tell)
 
 
 def weight_bytes(folder: Any) -> int:
@@ -75,7 +75,7 @@ def held_out_rows(config: LifeConfig) -> torch.Tensor:
     documents = [
         np.array(ids) for ids in tokenizer.encode_batch([d.text for d in prepared_texts(config, "validation")])
     ]
-    context = load_model(config.out / "chat").config.max_seq_len
+    context = context_len(load_model(config.out / "chat"))
     total = sum(map(len, documents))
     rows = stream_rows(documents, max(2, min(context, 512, total)), tokenizer.eos_id, seed=0)
     return torch.from_numpy(rows.input_ids[: max(1, MAX_COMPARED_TOKENS // rows.input_ids.shape[1])])
@@ -100,10 +100,12 @@ def evaluate_step(config: LifeConfig) -> Step:
     def make() -> dict[str, Any]:
         index = Index.open(config.out / "index", embedder=config.embedder)
         questions = held_out_questions(config)
-        found: dict[str, Any] = {}
-        for mode in MODES:
-            hits = [index.search(q.text, 10, mode=mode) for q in track(questions, f"search, {mode}")]
-            found[mode] = retrieval_scores(questions, hits)
+        hits: dict[str, list[list[Hit]]] = {mode: [] for mode in MODES}
+        for question in track(questions, "search"):
+            scores = index.scores(question.text)
+            for mode in MODES:
+                hits[mode].append(index.hits(getattr(scores, mode), 10))
+        found = {mode: retrieval_scores(questions, hits[mode]) for mode in MODES}
         answers = [ask(index, q.text) for q in track(questions[:NUM_CITED_ANSWERS], "check citations")]
         figures = {
             "retrieval": found,

@@ -1,5 +1,6 @@
 """The steps of a life that make and change weights: tokenizer, pre-training or a fetched base, fine-tuning."""
 
+import random
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from modelwright.data.synthetic import make_pairs
 from modelwright.evaluate.baselines import ngram_bits_per_byte
 from modelwright.evaluate.perplexity import evaluate_text
 from modelwright.models.hub import fetch
+from modelwright.models.scoring import context_len
 from modelwright.models.weights import load_model
 from modelwright.ops.life import LifeConfig, Step
 from modelwright.tokenizer.formats import load_tokenizer
@@ -29,6 +31,8 @@ from modelwright.train.pretrain import PretrainConfig, run_pretrain
 # Share of the time budget that pre-training gets; a LoRA over a small model needs little.
 PRETRAIN_FRACTION = 0.85
 CHECKPOINT_STEPS = 50
+# More pairs than the minute of fine-tuning can read would only be rendered and thrown away.
+MAX_PAIRS = {"train": 6000, "validation": 400}
 
 
 def prepared_texts(config: LifeConfig, part: str) -> list[Document]:
@@ -94,7 +98,7 @@ def _score_base(config: LifeConfig) -> dict[str, Any]:
     tokenizer = load_tokenizer(config.out / "base")
     train, held_out = prepared_texts(config, "train"), prepared_texts(config, "validation")
     model = load_model(config.out / "base")
-    score = evaluate_text(model, tokenizer, held_out, max_seq_len=model.config.max_seq_len, dtype=scoring_dtype())
+    score = evaluate_text(model, tokenizer, held_out, max_seq_len=context_len(model), dtype=scoring_dtype())
     return {
         "bits_per_byte": score.bits_per_byte,
         "perplexity": score.perplexity,
@@ -167,6 +171,8 @@ def _write_pairs(config: LifeConfig) -> None:
     ):
         for part in ("train", "validation"):
             pairs = make_pairs(prepared_texts(config, part), seed=config.seed)
+            measured[f"num_made_{part}"] = len(pairs)
+            pairs = random.Random(config.seed).sample(pairs, min(len(pairs), MAX_PAIRS[part]))
             measured[f"num_{part}"] = write_conversations(folder / f"{part}.jsonl", [pair.messages for pair in pairs])
 
 

@@ -82,7 +82,9 @@ def _split(model: nn.Module) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Return (hidden matrices, embedding and output matrices, vectors), each parameter once."""
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     tables |= {id(m.weight) for name, m in model.named_modules() if name.endswith("lm_head") and hasattr(m, "weight")}
-    hidden, wide, vectors = [], [], []
+    hidden: list[Tensor] = []
+    wide: list[Tensor] = []
+    vectors: list[Tensor] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             group = vectors if parameter.ndim < 2 else wide if id(parameter) in tables else hidden

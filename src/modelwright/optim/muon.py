@@ -97,7 +97,7 @@ class Muon(torch.optim.Optimizer):
                 self._update(matrices, group)
 
     def _update(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
-        gradients = [m.grad for m in matrices]
+        gradients = [m.grad for m in matrices if m.grad is not None]
         momenta = []
         for matrix in matrices:
             state = self.state[matrix]

@@ -24,6 +24,7 @@ from modelwright.base.types import Message
 from modelwright.data.chat import read_conversations
 from modelwright.data.load import RowLoader, repeat_rows
 from modelwright.data.pack import Rows, pack_rows
+from modelwright.models.scoring import context_len
 from modelwright.models.weights import load_model, save_model
 from modelwright.nn.lora import LoraConfig, add_lora, merge_lora
 from modelwright.optim.build import AdamWConfig, OptimizerConfig
@@ -89,7 +90,7 @@ def run_finetune(config: FinetuneConfig, hooks: Sequence[Hook] = ()) -> Finetune
     watch = Stopwatch()
     tokenizer = load_tokenizer(config.base)
     model = load_model(config.base, dtype=torch.float32)
-    row_len = config.max_seq_len or min(model.config.max_seq_len, 1024)
+    row_len = config.max_seq_len or min(context_len(model), 1024)
     train_rows = conversation_rows(config.data / "train.jsonl", tokenizer, row_len)
     held_out = conversation_rows(config.data / "validation.jsonl", tokenizer, row_len)
     work = config.out.with_name(config.out.name + ".run")
@@ -163,8 +164,9 @@ def _resolve(config: FinetuneConfig, rows: Rows, work: Path, watch: Stopwatch) -
         num_affordable = int((config.minutes * 60 - watch.seconds) / seconds)
         per_epoch = max(1, len(rows) // (loop.micro_batch_size * loop.grad_accum_steps))
         # Compilation was not timed and would not be earned back in the minute or so that fine-tuning gets.
-        loop = replace(loop, num_steps=max(10, min(num_affordable, MAX_EPOCHS * per_epoch)), compile=False)
-        console.print(f"  derived: {loop.num_steps} steps, {loop.num_steps / per_epoch:.1f} passes over the pairs")
+        num_steps = max(10, min(num_affordable, MAX_EPOCHS * per_epoch))
+        loop = replace(loop, num_steps=num_steps, compile=False)
+        console.print(f"  derived: {num_steps} steps, {num_steps / per_epoch:.1f} passes over the pairs")
     write_json(kept, {"settings": to_dict(config), "loop": to_dict(loop)})
     return loop
 
