@@ -70,7 +70,9 @@ def make_engine() -> AsyncEngine:
         num_kv_heads=2,
         max_seq_len=4096,
     )
-    return AsyncEngine(Llama(shape), tokenizer=tokenizer, config=EngineConfig(dtype="bfloat16", device="cpu"))
+    engine = AsyncEngine(Llama(shape), tokenizer=tokenizer, config=EngineConfig(dtype="bfloat16", device="cpu"))
+    engine.engine.stop_ids = ()  # a random model says "the end" at random; this one goes on until it is stopped
+    return engine
 
 
 @contextlib.contextmanager
@@ -118,7 +120,7 @@ def start_server() -> Callable[..., Any]:
     return running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it is open, its event loop occupies this thread and asyncio.run fails
 def browser() -> Iterator[Any]:
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if not CHROMIUM.is_file():
@@ -138,7 +140,7 @@ def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **settings})
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(30_000)
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("console", lambda m: problems.append(m.text) if "Content Security Policy" in m.text else None)
         page.on("request", lambda r: problems.append(r.url) if not r.url.startswith(url) else None)

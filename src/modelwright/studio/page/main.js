@@ -146,17 +146,23 @@ function finish(exchange, body, text, last) {
     exchange.append(make("p", "note", "The answer reached its greatest length and may be incomplete."));
   }
   if (citations.length) exchange.append(sources(citations, last.mode));
+  if (last.is_supported === false && last.mode === "extractive") {
+    exchange.append(make("p", "note", "No passage supports an answer well enough to be quoted. Other words may find one."));
+  }
 }
 
-// Lines of code, tables and lists keep their breaks; a paragraph that was only wrapped at some width flows anew.
-const KEEPS_LINES = /^\s*(?:>>> |\.\.\. |\$ |\||```|~~~|#{1,6} |[-*+•] |\d{1,3}[.)] |:\w|@\w|def |class )/m;
+// Code and tables keep their lines and columns, lists their lines; a paragraph that was only wrapped at some width
+// flows anew.
+const CODE = /^\s*(?:>>> |\.\.\. |\$ |\||```|~~~|@\w|import \w)|^\s*(?:def|class|for|while|with|if|elif|else|try)\b.*:\s*$/m;
+const LIST = /^\s*(?:#{1,6} |[-*+•] |\d{1,3}[.)] |:\w)/m;
 
 /** The answer as paragraphs, with something to press in the place of each [1]; `citations` is null while it is written. */
 function paragraphs(text, citations) {
   let isFenced = false;
   const blocks = text.split(/\n[ \t]*\n/).filter((block) => block.trim());
   return blocks.map((block) => {
-    const paragraph = make("p", isFenced || KEEPS_LINES.test(block) ? "as-written" : "");
+    const isCode = isFenced || CODE.test(block);
+    const paragraph = make("p", isCode ? "as-written code" : LIST.test(block) ? "as-written" : "");
     if (block.split("```").length % 2 === 0) isFenced = !isFenced;
     paragraph.append(...withMarkers(block, citations));
     return paragraph;
@@ -165,11 +171,21 @@ function paragraphs(text, citations) {
 
 function withMarkers(text, citations) {
   const at = new Map((citations ?? []).map((citation, position) => [String(citation.number), position]));
-  return text.split(/\[(\d{1,3})\]/).map((part, i) => {
-    if (i % 2 === 0) return part;
-    if (citations === null) return make("span", "cite", part);
-    return at.has(part) ? cite(citations, at.get(part)) : `[${part}]`;
-  });
+  const parts = text.split(/(\S{0,24} ?)\[(\d{1,3})\]/); // words, the last word, the number, and again
+  const shown = [];
+  for (let i = 0; i < parts.length; i += 3) {
+    shown.push(parts[i]);
+    const [word, number] = parts.slice(i + 1, i + 3);
+    if (number === undefined) break;
+    if (citations !== null && !at.has(number)) {
+      shown.push(`${word}[${number}]`);
+      continue;
+    }
+    const kept = make("span", "kept", word); // a mark never stands on a line without its word
+    kept.append(citations === null ? make("span", "cite", number) : cite(citations, at.get(number)));
+    shown.push(kept);
+  }
+  return shown;
 }
 
 function sources(citations, mode) {
