@@ -138,7 +138,8 @@ def evaluate_step(config: LifeConfig) -> Step:
 def held_out_questions(config: LifeConfig) -> list[Question]:
     """Return questions about the documents that no weight was trained on; about all, where too few can be made."""
     documents, held_out = source_documents(config), held_out_ids(config)
-    questions = make_questions([d for d in documents if d.id in held_out], config.num_questions, seed=config.seed)
+    kept = [d for d in documents if d.id in held_out]
+    questions = make_questions(kept, config.num_questions, seed=config.seed, corpus=documents)
     if len(questions) < 10:
         console.print("  the held-out documents give fewer than ten questions; all documents are asked about")
         questions = make_questions(documents, config.num_questions, seed=config.seed)

@@ -1,0 +1,13 @@
+"""The table of results in the README is the one that the committed results give."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_table_of_results_is_current():
+    command = [sys.executable, ROOT / "benchmarks" / "readme_table.py", "--check"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
