@@ -9,10 +9,11 @@ import torch
 from modelwright.base.device import has_fast_bf16
 from modelwright.base.errors import RequestError
 from modelwright.base.types import Message, SamplingParams
+from modelwright.compress.rtn import quantize_model, save_quantized
 from modelwright.engine.engine import EngineConfig
 from modelwright.engine.llm import LLM
 from modelwright.models.llama import Llama
-from modelwright.models.weights import save_model
+from modelwright.models.weights import load_model, save_model
 from modelwright.tokenizer.bpe import Tokenizer
 
 MESSAGES = [Message("system", "be brief"), Message("user", "the quick brown caf\u00e9?")]
@@ -42,6 +43,19 @@ def test_a_folder_is_loaded_in_the_fast_format(tmp_path: Path, model: Llama, tok
     assert llm.engine.runner.dtype == (torch.bfloat16 if fast else torch.float32)
     assert LLM(tmp_path, config=EngineConfig(dtype="float32")).engine.runner.dtype == torch.float32
     assert len(llm.chat(MESSAGES, LIVELY).token_ids) == 60
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_quantized_folder_is_loaded_as_any_other(tmp_path: Path, model: Llama, bits: int):
+    save_quantized(quantize_model(model, bits, dtype=torch.float32), tmp_path)
+    quantized = load_model(tmp_path, dtype=torch.float32)
+    llm = LLM(quantized)
+    ids = [5, 6, 7]
+    (completion,) = llm.generate(ids, SamplingParams(temperature=0, max_tokens=8, ignore_eos=True))
+    with torch.inference_mode():
+        for token in completion.token_ids:
+            assert int(quantized(torch.tensor([ids])).logits[0, -1].argmax()) == token
+            ids.append(token)
 
 
 def test_stream_equals_whole(llm: LLM):

@@ -15,6 +15,7 @@ from torch import nn
 
 from modelwright.base.device import has_fast_bf16, pick_device
 from modelwright.base.errors import CheckpointError, ConfigError
+from modelwright.base.logs import get_logger
 from modelwright.base.types import Delta, FinishReason, SamplingParams
 from modelwright.engine.kv_cache import BlockPool
 from modelwright.engine.request import Piece, Request, make_request
@@ -27,6 +28,7 @@ from modelwright.tokenizer.bpe import Tokenizer
 from modelwright.tokenizer.formats import load_tokenizer
 from modelwright.tokenizer.stream import StreamDecoder
 
+log = get_logger(__name__)
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 DEFAULT_KV_CACHE_BYTES = 256 * 2**20
 
@@ -110,6 +112,12 @@ class Engine:
         )
         wanted = self.config.max_context or self.model_config.max_seq_len
         self.max_context = min(wanted, self.model_config.max_seq_len, self.scheduler.max_context)
+        if self.max_context < min(wanted, self.model_config.max_seq_len):
+            log.warning(
+                "the key-value cache holds %d tokens, fewer than the model's context of %d; requests are held to it",
+                self.max_context,
+                self.model_config.max_seq_len,
+            )
         self._speech: dict[int, Speech] = {}
         self._next_id = 0
         self._num_steps = self._num_finished = 0

@@ -216,9 +216,10 @@ class Runner:
         parameter = next(p for p in model.parameters() if p.is_floating_point())
         self.model: Any = model
         self.dtype, self.device = parameter.dtype, parameter.device
-        # zeros, because block 0 must be; the system commits the rest only as it is written
         shape = (config.num_layers, num_blocks * block_size, 2, config.num_kv_heads, config.head_dim)
-        self.pool = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        # Not filled: slots are read only after they were written, and the system commits memory as it is touched.
+        self.pool = torch.empty(shape, dtype=self.dtype, device=self.device)
+        self.pool[:, :block_size] = 0  # the null block
         group_size = config.num_heads // config.num_kv_heads
         smallest = min(p.numel() for p in model.parameters() if p.dim() == 2)
         self.planner = Planner(block_size, group_size, SMALL_PRODUCT // smallest + 1, self.dtype, self.device)

@@ -55,7 +55,7 @@ def sample(logits: Tensor, draws: Sequence[Draw]) -> tuple[list[int], list[float
     for row, draw in enumerate(draws):
         if draw.banned_ids:
             logits[row, list(draw.banned_ids)] = -math.inf
-    chosen = logits.argmax(dim=-1)  # the first of equals, on every device
+    chosen = logits.argmax(dim=-1)  # the first of equals on CPUs
     for row, draw in enumerate(draws):
         if draw.temperature > 0:
             chosen[row] = _draw_row(logits[row], draw)
