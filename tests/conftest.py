@@ -44,6 +44,6 @@ def toy(toy_documents: Path) -> Toy:
     make_tokenizer(root / "data", root / "tokenizer", vocab_size=512)
     shape = ShapeConfig(hidden_size=32, num_layers=2, num_heads=2, intermediate_size=64)
     loop = LoopConfig(num_steps=3, micro_batch_size=2, compile=False)
-    config = PretrainConfig(root / "data", root / "tokenizer", root / "model", max_seq_len=128, shape=shape, loop=loop)
+    config = PretrainConfig(root / "data", root / "tokenizer", root / "model", max_seq_len=512, shape=shape, loop=loop)
     run_pretrain(config)
     return Toy(toy_documents, root / "data", made.pairs, root / "tokenizer", root / "model")

@@ -133,20 +133,22 @@ def _run_verb(name: str, arguments: list[str]) -> int:
     usage_error: Any = typer.BadParameter.__mro__[1]
     app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
     is_open = VERBS[name].takes_settings
-    context = {"allow_extra_args": True, "ignore_unknown_options": True} if is_open else None
+    open_context = {"allow_extra_args": True, "ignore_unknown_options": True} if is_open else None
     verb = lookup({known: entry.target for known, entry in VERBS.items()}, name, "verb")
-    app.command(name, context_settings=context, epilog=f"Example: {VERBS[name].example}")(verb)
+    app.command(name, context_settings=open_context, epilog=f"Example: {VERBS[name].example}")(verb)
     command = typer.main.get_command(app)
     if is_open and (unknown := _unknown_flag(arguments, command)):
         return _complain(f"{unknown} `mw {name} --help` shows what it takes.", 2)
     try:
-        code = command.main(arguments, prog_name=f"mw {name}", standalone_mode=False)
+        with command.make_context(f"mw {name}", arguments) as context:
+            command.invoke(context)
     except usage_error as error:
-        return _complain(f"{error.format_message()} `mw {name} --help` shows what it takes.", 2)
-    except typer.Abort:
-        return 130
+        said = error.format_message().rstrip(". ")
+        return _complain(f"{said}. `mw {name} --help` shows what it takes.", 2)
+    except typer.Exit as end:
+        return end.exit_code
     sys.stdout.flush()
-    return code if isinstance(code, int) else 0
+    return 0
 
 
 def _unknown_flag(arguments: list[str], command: Any) -> str:
