@@ -42,3 +42,5 @@ def print_answer(answer: Answer) -> None:
         console.print(f"[dim]{escape(citation.quote)}[/dim]", soft_wrap=True)
     if answer.mode == "extractive" and answer.citations:
         console.print("\n[dim]quoted from the documents, not written by a model[/dim]")
+    if answer.mode == "generated" and not answer.is_supported:
+        console.print("\n[yellow]written by the model; no passage of the documents was cited for it[/yellow]")
