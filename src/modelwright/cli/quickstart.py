@@ -8,10 +8,11 @@ from rich.markup import escape
 
 from modelwright.base.progress import Stopwatch, console
 from modelwright.cli.ask import print_answer
-from modelwright.cli.serve import serve
+from modelwright.cli.serve import start
 from modelwright.engine.llm import LLM
 from modelwright.ops.life import LifeConfig
-from modelwright.ops.quickstart import ask_examples, run_quickstart
+from modelwright.ops.quickstart import ask_examples, example_questions, run_quickstart
+from modelwright.serve.app import ServeConfig
 from modelwright.serve.port import check_port
 
 
@@ -49,10 +50,10 @@ def quickstart(
         _ask(config)
         return
     console.print(f"Answers are {'quoted from the documents' if base is None else 'written by the model'}. Serving:")
-    serve(
-        model=str(out / "chat"),
-        index=out / "index",
-        generate=base is not None,
+    start(
+        ServeConfig(answer_mode="extractive" if base is None else "generated", examples=example_questions(config)),
+        str(out / "chat"),
+        out / "index",
         name="quickstart",
         host="127.0.0.1",
         port=port,

@@ -27,6 +27,20 @@ def serve(
     """Serve MODEL, an index, or both, with the OpenAI API under /v1 and the page at /."""
     check_port(host, port)
     config = ServeConfig(answer_mode="generated" if generate else "extractive")
+    start(config, model, index, name=name, host=host, port=port, embedder=embedder)
+
+
+def start(
+    config: ServeConfig,
+    model: str | None,
+    index: Path | None,
+    *,
+    name: str | None,
+    host: str,
+    port: int,
+    embedder: str | None,
+) -> None:
+    """Open what is to be served, say where, and serve it until interrupted."""
     opened = Index.open(index, embedder=embedder) if index is not None else None
     engine = AsyncEngine(fetch(model)) if model is not None else None
     name = name or Path(model or index or "modelwright").name

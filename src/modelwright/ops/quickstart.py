@@ -7,22 +7,23 @@ The index holds the documents as they were read, so that every citation is exact
 trained on, because a model may tell anyone what it has learned, while an index only quotes what its owner gave it.
 """
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from modelwright.base.config import to_dict
 from modelwright.base.progress import human_bytes, human_count
+from modelwright.base.types import ChatModel
 from modelwright.data.pipeline import PrepareConfig, prepare_artifact
 from modelwright.data.read import load_documents, read_documents, write_documents
 from modelwright.data.reference import write_reference
+from modelwright.data.synthetic import make_questions
 from modelwright.ops import measure, tune
 from modelwright.ops.life import Life, LifeConfig, Step
-
-if TYPE_CHECKING:
-    from modelwright.base.types import ChatModel
-    from modelwright.rag.answer import Answer
+from modelwright.rag.answer import Answer, ask
+from modelwright.rag.index import Index
 
 REFERENCE_QUESTIONS = (
     "What does textwrap.dedent do?",
@@ -87,8 +88,6 @@ def _documents(config: LifeConfig) -> Step:
 def _source_settings(docs: Path | None) -> dict[str, Any]:
     """Name the source and the state of its files, so that changed documents are read again."""
     if docs is None:
-        import sys
-
         return {"docs": "reference", "python": sys.version}
     files = [docs] if docs.is_file() else sorted(p for p in docs.rglob("*") if p.is_file())
     state = [(p.relative_to(docs).as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
@@ -117,15 +116,15 @@ def _prepare(config: LifeConfig) -> Step:
     return Step("prepare", "data", to_dict(PrepareConfig()), ("documents",), make, tell)
 
 
-def ask_examples(config: LifeConfig, model: "ChatModel | None") -> list[tuple[str, "Answer"]]:
-    """Ask three questions of the finished specialist."""
-    from modelwright.data.synthetic import make_questions
-    from modelwright.rag.answer import ask
-    from modelwright.rag.index import Index
+def example_questions(config: LifeConfig) -> tuple[str, ...]:
+    """Return three questions that the documents answer."""
+    if config.docs is None:
+        return REFERENCE_QUESTIONS
+    made = make_questions(load_documents(config.out / "documents"), 3, seed=config.seed)
+    return tuple(question.text for question in made)
 
+
+def ask_examples(config: LifeConfig, model: ChatModel | None) -> list[tuple[str, Answer]]:
+    """Ask three questions of the finished specialist."""
     index = Index.open(config.out / "index", embedder=config.embedder)
-    questions: list[str] = list(REFERENCE_QUESTIONS)
-    if config.docs is not None:
-        made = make_questions(load_documents(config.out / "documents"), 3, seed=config.seed)
-        questions = [question.text for question in made]
-    return [(question, ask(index, question, model=model)) for question in questions]
+    return [(question, ask(index, question, model=model)) for question in example_questions(config)]
