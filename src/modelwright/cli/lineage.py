@@ -1,5 +1,6 @@
 """``mw lineage``: from an artifact back to the documents it was made from."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -37,4 +38,5 @@ def lineage(
 def _label(ancestor: Ancestor) -> str:
     state = f"[{STYLES[ancestor.state]}]{ancestor.state}[/]"
     made = f"[dim]{ancestor.hash[:12]} {ancestor.manifest.created if ancestor.manifest else ''}[/dim]"
-    return f"[bold]{ancestor.kind}[/bold] {ancestor.path}  {state}  {made}"
+    path = Path(os.path.relpath(ancestor.path)) if ancestor.path.is_relative_to(Path.cwd()) else ancestor.path
+    return f"[bold]{ancestor.kind}[/bold] {path}  {state}  {made}"

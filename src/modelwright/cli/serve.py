@@ -47,4 +47,10 @@ def start(
     app = create_app(config, engine, engine.tokenizer if engine else None, name, opened, PAGE)
     shown = f"[{host}]" if ":" in host else host
     console.print(f"[bold]http://{shown}:{port}/[/bold]  the page; http://{shown}:{port}/v1  the API. Ctrl-C ends.")
-    run_server(app, host, port)
+    try:
+        run_server(app, host, port)
+    except KeyboardInterrupt:  # Ctrl-C is how a server is meant to end
+        console.print("stopped")
+    finally:
+        if engine is not None:
+            engine.stop()
