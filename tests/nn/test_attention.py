@@ -47,7 +47,7 @@ def test_products_in_blocks_equal_plain_forward_and_backward(kv_heads, length, m
     results = []
     for path in (
         lambda *x: attend_plain(*x, scale=SCALE, mask=causal if mask is None else mask & causal),
-        lambda *x: attend_products(*x, scale=SCALE, mask=mask, is_causal=True),
+        lambda *x: attend_products(*x, scale=SCALE, mask=mask),
         lambda *x: attend(*x, scale=SCALE, mask=mask, is_causal=True),
     ):
         leaves = [x.requires_grad_() for x in qkv(queries=length, keys=length, kv_heads=kv_heads)]

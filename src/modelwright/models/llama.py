@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from modelwright.base.errors import ConfigError, RequestError
-from modelwright.nn.attention import Attention, causal_mask, padding_mask
+from modelwright.nn.attention import Attention, padding_mask
 from modelwright.nn.decode_state import KVState
 from modelwright.nn.init import mark_residual_output
 from modelwright.nn.mlp import SwiGLU
@@ -197,7 +197,7 @@ class LlamaBlock(nn.Module):
 
     def forward(self, x: Tensor, rope: Rope, mask: Tensor | None, state: Any) -> Tensor:
         """Map the stream (B, T, D) to (B, T, D)."""
-        x = x + self.attention(self.attention_norm(x), rope, mask=mask, is_causal=mask is None, state=state)
+        x = x + self.attention(self.attention_norm(x), rope, mask=mask, state=state)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -270,8 +270,6 @@ class Llama(nn.Module):
             )
         if state is not None and (positions is None or mask is not None):
             raise RequestError("With a decode state, give positions and no mask: the state knows what may be seen.")
-        if mask is not None:
-            mask = mask & causal_mask(length, length, input_ids.device)
         rope = self.rope(length, positions)
         x = self.embed(input_ids)  # (B, T, D)
         for layer in self.layers:

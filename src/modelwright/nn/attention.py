@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from modelwright.nn.rope import Rope, rotate
 
 # Longest rows for which training on a CPU keeps the attention weights instead of recomputing them.
-MAX_PRODUCT_LEN = 1024
+MAX_PRODUCT_LEN = 512
 BLOCK_LEN = 128  # queries at a time; a block skips the keys after it
 
 
@@ -39,8 +39,9 @@ def attend(
         mask: Boolean, True where attention is allowed, broadcast to (B, 1, T, S).
         is_causal: Position t sees s <= t only. Together with ``mask``, both must allow.
     """
-    if q.device.type == "cpu" and q.shape[1] <= MAX_PRODUCT_LEN and torch.is_grad_enabled() and q.requires_grad:
-        return attend_products(q, k, v, scale=scale, mask=mask, is_causal=is_causal)
+    is_trained = torch.is_grad_enabled() and q.requires_grad
+    if is_causal and is_trained and q.device.type == "cpu" and q.shape[1] == k.shape[1] <= MAX_PRODUCT_LEN:
+        return attend_products(q, k, v, scale=scale, mask=mask)
     if mask is not None and is_causal:
         mask = mask & causal_mask(q.shape[1], k.shape[1], q.device)
     out = F.scaled_dot_product_attention(
@@ -55,34 +56,33 @@ def attend(
     return out.transpose(1, 2)  # (B, T, N, H)
 
 
-def attend_products(
-    q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Tensor | None = None, is_causal: bool = False
-) -> Tensor:
-    """Compute what `attend` computes as matrix products and a softmax, keeping the weights for the backward pass.
+def attend_products(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Tensor | None = None) -> Tensor:
+    """Attend causally by matrix products and a softmax, keeping the weights for the backward pass.
 
-    Memory grows with T x S; in exchange training short rows on a CPU is faster, because the fused kernel's backward
-    pass is slow there. Under a causal mask a block of queries skips the keys that none of it may see. PLACEHOLDER
+    A block of queries skips the keys that none of it may see. Memory grows with T x T; in exchange training short
+    rows on a CPU is faster than by the fused kernel, whose backward pass is slow there. Forward and backward in
+    bfloat16, 4,096 tokens, 2 heads of 128, T = 256, two cores, eager / compiled: 15.7 / 13.9 ms against 23.5 / 24.8;
+    4 heads of 64, T = 512: 36 / 27 against 51 / 51; at T = 1,024 the fused kernel wins when eager.
+
+    Scores pass through the dtype of ``v``, as in the eager attention of transformers; the softmax is float32.
     """
     batch, length, num_heads, size = q.shape
-    num_keys, num_kv_heads = k.shape[1], k.shape[2]
+    num_kv_heads = k.shape[2]
     groups = num_heads // num_kv_heads
     # The heads of a group stand one after the other, so that keys and values need no repeating: (B, K, N/K, T, H).
     q = (q * scale).to(v.dtype).view(batch, length, num_kv_heads, groups, size).permute(0, 2, 3, 1, 4)
-    k, v = (x.to(v.dtype).transpose(1, 2).reshape(-1, num_keys, size) for x in (k, v))  # (B*K, S, H)
-    allowed = None if mask is None else mask.expand(mask.shape[0], 1, length, num_keys)[:, :, None]  # (., 1, 1, T, S)
-    if is_causal:
-        causal = causal_mask(length, num_keys, q.device)
-        allowed = causal if allowed is None else allowed & causal
+    k, v = (x.to(v.dtype).transpose(1, 2).reshape(-1, length, size) for x in (k, v))  # (B*K, T, H)
+    allowed = causal_mask(length, length, q.device)
+    if mask is not None:
+        allowed = allowed & mask[..., None, :, :]  # (B, 1, 1, T, T)
     out = []
-    for start in range(0, length, BLOCK_LEN if is_causal else length):
-        stop = min(start + BLOCK_LEN, length) if is_causal else length
-        seen = stop if is_causal else num_keys
+    for start in range(0, length, BLOCK_LEN):
+        stop = min(start + BLOCK_LEN, length)
         rows = q[:, :, :, start:stop].reshape(batch * num_kv_heads, -1, size)  # (B*K, N/K * block, H)
-        scores = (rows @ k[:, :seen].transpose(1, 2)).float().view(batch, num_kv_heads, groups, -1, seen)
-        if allowed is not None:
-            scores = scores.masked_fill(~allowed[..., start:stop, :seen], float("-inf"))
-        weights = scores.softmax(-1).to(v.dtype).view(batch * num_kv_heads, -1, seen)
-        out.append((weights @ v[:, :seen]).view(batch, num_kv_heads, groups, -1, size))
+        scores = (rows @ k[:, :stop].transpose(1, 2)).float().view(batch, num_kv_heads, groups, -1, stop)
+        scores = scores.masked_fill(~allowed[..., start:stop, :stop], float("-inf"))
+        weights = scores.softmax(-1).to(v.dtype).view(batch * num_kv_heads, -1, stop)
+        out.append((weights @ v[:, :stop]).view(batch, num_kv_heads, groups, -1, size))
     joined = torch.cat(out, dim=3) if len(out) > 1 else out[0]  # (B, K, N/K, T, H)
     return joined.permute(0, 3, 1, 2, 4).reshape(batch, length, num_heads, size)
 
