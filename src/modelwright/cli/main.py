@@ -97,7 +97,13 @@ VERBS = {
 
 def run() -> None:
     """Run the command line of this process and exit."""
-    sys.exit(main(sys.argv[1:]))
+    try:
+        code = main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
 
 
 def main(arguments: list[str]) -> int:
@@ -121,9 +127,6 @@ def main(arguments: list[str]) -> int:
         return _complain(str(error), 1)
     except KeyboardInterrupt:
         return _complain("interrupted; what was finished is kept.", 130)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _run_verb(name: str, arguments: list[str]) -> int:
@@ -147,7 +150,6 @@ def _run_verb(name: str, arguments: list[str]) -> int:
         return _complain(f"{said}. `mw {name} --help` shows what it takes.", 2)
     except typer.Exit as end:
         return end.exit_code
-    sys.stdout.flush()
     return 0
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from modelwright.base.errors import ConfigError, DataError
+from modelwright.base.progress import track
 from modelwright.base.types import Document
 from modelwright.models.scoring import token_log_probs
 from modelwright.tokenizer.bpe import Tokenizer
@@ -102,7 +103,7 @@ def evaluate_text(
     device = next(model.parameters()).device
     nats = 0.0
     with _evaluating(model, dtype, device):
-        for start in range(0, len(windows), batch_size):
+        for start in track(range(0, len(windows), batch_size), "score"):
             nats -= _score_batch(model, windows[start : start + batch_size], tokenizer.eos_id, device)
     return TextScore(nats=nats, tokens=sum(window.num_scored for window in windows), bytes=num_bytes)
 

@@ -9,7 +9,7 @@ import torch
 from modelwright.base.artifact import new_artifact
 from modelwright.base.config import to_dict
 from modelwright.base.files import write_json
-from modelwright.base.progress import console, human_bytes, track
+from modelwright.base.progress import bar, console, human_bytes, track
 from modelwright.compress.report import compare
 from modelwright.compress.rtn import quantize_model, save_quantized
 from modelwright.data.pack import stream_rows
@@ -39,8 +39,12 @@ def _compress_step(config: LifeConfig, bits: int) -> Step:
 
     def make() -> dict[str, Any]:
         original = load_model(config.out / "chat")
-        quantized = quantize_model(original, bits)
         tokenizer = load_tokenizer(config.out / "chat")
+        with bar(f"quantize to {name}", 2) as shown:
+            quantized = quantize_model(original, bits)
+            shown.advance()
+            figures = compare(original, quantized, held_out_rows(config))
+            shown.advance()
         with new_artifact(
             config.out / name,
             "model",
@@ -49,7 +53,6 @@ def _compress_step(config: LifeConfig, bits: int) -> Step:
         ) as (folder, measured):
             save_quantized(quantized, folder)
             tokenizer.save(folder)
-            figures = compare(original, quantized, held_out_rows(config))
             figures["original_size_bytes"] = weight_bytes(config.out / "chat")
             figures["size_bytes"] = weight_bytes(folder)
             measured.update(figures)

@@ -27,6 +27,9 @@ _POLAR_EXPRESS = (
     (3.3184196573706015, -2.488488024314874, 0.51004894012372),
     (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
 )
+# Rounding to bfloat16 can lift a singular value above 1, where the polynomials grow without bound; each is therefore
+# stretched a little, as the paper advises (section 4.4).
+_SAFETY = 1.01
 
 
 def orthogonalize(matrices: Tensor, num_iterations: int = 5) -> Tensor:
@@ -44,8 +47,9 @@ def orthogonalize(matrices: Tensor, num_iterations: int = 5) -> Tensor:
     is_tall = x.shape[-2] > x.shape[-1]
     if is_tall:
         x = x.mT
-    x = x / (x.float().norm(dim=(-2, -1), keepdim=True).to(x.dtype) * 1.01 + 1e-7)
-    for a, b, c in _POLAR_EXPRESS[:num_iterations]:
+    x = x / (x.float().norm(dim=(-2, -1), keepdim=True).to(x.dtype) * _SAFETY + 1e-7)
+    for plain_a, plain_b, plain_c in _POLAR_EXPRESS[:num_iterations]:
+        a, b, c = plain_a / _SAFETY, plain_b / _SAFETY**3, plain_c / _SAFETY**5
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if is_tall else x
