@@ -156,7 +156,7 @@ def test_quantize_prints_sizes_and_what_was_lost(bits: int, toy: Toy, tmp_path: 
 
 
 def test_quantize_refuses_other_widths_and_its_own_model(toy: Toy, tmp_path: Path, capsys: Shown):
-    assert "known: 8, 4" in refused(capsys, "quantize", toy.model, "--bits", 3, "--out", tmp_path / "x")
+    assert "2, 4, 8 bits" in refused(capsys, "quantize", toy.model, "--bits", 3, "--out", tmp_path / "x")
     assert "the model itself" in refused(capsys, "quantize", toy.model, "--out", toy.model)
     assert "none" in refused(capsys, "quantize", tmp_path / "none", "--out", tmp_path / "x")
     assert not (tmp_path / "x").exists()

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from modelwright.base.errors import ConfigError
 from modelwright.base.progress import console, human_bytes
 from modelwright.ops.make import make_quantized
 
@@ -13,13 +12,13 @@ from modelwright.ops.make import make_quantized
 def quantize(
     model: Annotated[Path, typer.Argument(help="Model folder.")],
     out: Annotated[Path, typer.Option(help="Folder of the quantized model to make.")],
-    bits: Annotated[int, typer.Option(help="8 or 4 bits a weight.")] = 8,
-    group_size: Annotated[int, typer.Option(help="Weights that share a scale, at 4 bits.")] = 32,
+    bits: Annotated[int, typer.Option(help="8, 4 or 2 bits a weight.")] = 8,
+    group_size: Annotated[
+        int | None, typer.Option(help="Inputs that share a scale; else a whole row at 8 bits, 32 below.")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Data set on whose held-out part the loss is measured.")] = None,
 ) -> None:
     """Quantize the weights of MODEL by rounding to nearest; activations stay as they are."""
-    if bits not in (8, 4):
-        raise ConfigError(f"--bits is {bits}; known: 8, 4.")
     figures = make_quantized(model, out, bits, group_size, data)
     sizes = f"{human_bytes(figures['original_size_bytes'])} -> {human_bytes(figures['size_bytes'])}"
     console.print(f"[bold]{out}[/bold]  {bits} bits a weight, {sizes}")

@@ -25,6 +25,7 @@ from modelwright.data.reference import write_reference
 from modelwright.data.synthetic import make_pairs
 from modelwright.evaluate.baselines import ngram_bits_per_byte
 from modelwright.evaluate.perplexity import evaluate_text
+from modelwright.models.scoring import context_len
 from modelwright.models.weights import load_model
 from modelwright.tokenizer.bpe import Tokenizer
 from modelwright.tokenizer.compare import bytes_per_token
@@ -33,6 +34,7 @@ from modelwright.tokenizer.train import train_bpe
 
 MAX_COMPARED_TOKENS = 16_384
 MAX_COMPARED_ROW = 512
+MAX_SCORED_CONTEXT = 2048  # tokens; longer windows cost memory and change bits per byte little
 
 
 @dataclass(frozen=True)
@@ -98,18 +100,19 @@ def make_tokenizer(data: Path, out: Path, vocab_size: int) -> dict[str, Any]:
     return figures
 
 
-def make_quantized(model: Path, out: Path, bits: int, group_size: int, data: Path | None = None) -> dict[str, Any]:
+def make_quantized(
+    model: Path, out: Path, bits: int, group_size: int | None = None, data: Path | None = None
+) -> dict[str, Any]:
     """Quantize a model's weights; with a data set, measure what was lost on its held-out part.
 
     Raises:
-        ConfigError: ``out`` is the model itself.
+        ConfigError: ``out`` is the model itself, or the model cannot be stored in so many bits.
     """
     if out.resolve() == model.resolve():
         raise ConfigError(f"--out is {out}, the model itself, which would be lost. Give another folder.")
-    original: Any = load_model(model)
-    tokenizer = load_tokenizer(model)
-    rows = None if data is None else held_out_rows(data, tokenizer, original.config.max_seq_len)
-    quantized = quantize_model(load_model(model), bits, group_size=group_size)
+    original, tokenizer = load_model(model), load_tokenizer(model)
+    rows = None if data is None else held_out_rows(data, tokenizer, context_len(original))
+    quantized = quantize_model(original, bits, group_size)
     settings = {"bits": bits, "group_size": group_size}
     parents = [parent for parent in (model, data) if parent is not None and (parent / "manifest.json").is_file()]
     with new_artifact(out, "model", settings=settings, parents=parents) as (folder, measured):
@@ -146,15 +149,16 @@ def score_model(model: Path, data: Path) -> dict[str, Any]:
     train, held_out = load_dataset(data)
     if not held_out:
         raise DataError(f"{data} has no held-out documents. Make it again with --validation_fraction above 0.")
-    loaded: Any = load_model(model)
-    tokenizer = load_tokenizer(model)
+    loaded, tokenizer = load_model(model), load_tokenizer(model)
+    window = min(context_len(loaded), MAX_SCORED_CONTEXT)
     dtype = torch.bfloat16 if has_fast_bf16(pick_device()) else None
-    score = evaluate_text(loaded, tokenizer, held_out, max_seq_len=loaded.config.max_seq_len, dtype=dtype)
+    score = evaluate_text(loaded, tokenizer, held_out, max_seq_len=window, dtype=dtype)
     return {
         "bits_per_byte": score.bits_per_byte,
         "perplexity": score.perplexity,
         "num_tokens": score.tokens,
         "num_bytes": score.bytes,
+        "window_len": window,
         "unigram_bits_per_byte": ngram_bits_per_byte(train, held_out, tokenizer, order=1),
         "ngram5_bits_per_byte": ngram_bits_per_byte(train, held_out, tokenizer, order=5),
     }
