@@ -16,10 +16,10 @@ def test_orthogonalize_brings_singular_values_near_one(shape):
     x = torch.randn(3, *shape)
     out = orthogonalize(x, 5).float()
     values = torch.linalg.svdvals(out)
-    assert 0.85 < values.median() < 1.15 and values.max() < 3
+    assert 0.85 < values.median() < 1.15 and values.max() < 1.3
     exact = torch.linalg.svd(x, full_matrices=False)
     polar = exact.U @ exact.Vh
-    assert torch.nn.functional.cosine_similarity(out.flatten(1), polar.flatten(1)).min() > 0.95
+    assert torch.nn.functional.cosine_similarity(out.flatten(1), polar.flatten(1)).min() > 0.97
 
 
 def test_batched_muon_equals_one_matrix_at_a_time():

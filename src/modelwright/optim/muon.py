@@ -37,8 +37,8 @@ def orthogonalize(matrices: Tensor, num_iterations: int = 5) -> Tensor:
 
     Args:
         matrices: (batch, rows, columns), any float type.
-        num_iterations: Between 1 and 5. The singular values of a Gaussian 704 x 256 matrix end in [0.2, 1.9] after
-            three (median 0.84) and in [0.9, 1.4] after five (median 1.03).
+        num_iterations: Between 1 and 5. The singular values of a Gaussian 704 x 256 matrix end in [0.18, 1.87] after
+            three (median 0.8) and in [0.86, 1.13] after five (median 1.01).
 
     Returns:
         Same shape, computed in bfloat16.
