@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from modelwright.base.device import can_compile, has_fast_bf16, pick_device
 from modelwright.base.errors import ConfigError
-from modelwright.base.progress import bar, human_count
+from modelwright.base.progress import bar, human_count, track
 from modelwright.data.load import Batch, RowLoader
 from modelwright.optim.build import OptimizerConfig, make_optimizer
 from modelwright.optim.schedule import ScheduleConfig, make_schedule
@@ -181,9 +181,8 @@ def measure_step_seconds(run: Run, num_steps: int = 6) -> float:
 
     The run is spent by it: its weights have changed.
     """
-    for _ in range(2):
-        run.do_step()
-    return statistics.median(run.do_step().seconds for _ in range(num_steps))
+    seconds = [run.do_step().seconds for _ in track(range(num_steps + 2), "compile and time a step")]
+    return statistics.median(seconds[2:])
 
 
 def smooth(losses: Sequence[tuple[int, float]], window: int = 20) -> list[tuple[int, float]]:
