@@ -20,7 +20,7 @@ MAX_QUOTE_CHARS = 600  # a quote grows no longer than this
 # Support of a whole answer: likeness + COVERAGE * the part of the question that one of the best passages holds.
 # Refused of answerable / answered of unanswerable questions, when these were chosen: reference questions 1 % / 2 %
 # (300 of NQ-open and 200 of XQuAD as unanswerable), XQuAD 8 % / 2 %, COVID-QA 2 % / 1 %; without vectors, by the part
-# held alone: 11 % / 8 % (XQuAD), 5 % / 3 % (COVID-QA). benchmarks/retrieval.py measures them on other questions.
+# held alone: 11 % / 8 % (XQuAD), 5 % / 3 % (COVID-QA). Development questions; no separate test set yet.
 COVERAGE, LEAST_SUPPORT, LEAST_COVERAGE = 0.5, 0.65, 0.45
 LIKENESS, WORDS, RANK, LEAD = 1.0, 0.5, 1.0, 0.15  # weights of the four parts
 NEAR = 0.9  # a further quote needs this share of the best one's support
