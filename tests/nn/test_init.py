@@ -52,3 +52,27 @@ def test_refuses_empty_storage_and_unknown_layers():
         init_weights(empty, 0)
     with pytest.raises(ConfigError, match="belongs to a Conv1d, for which init_weights has no rule"):
         init_weights(nn.Sequential(nn.Conv1d(1, 1, 1)), 0)
+
+
+class Decay(nn.Module):
+    """A layer with first values of its own, one of them drawn."""
+
+    def __init__(self, forgets=False):
+        super().__init__()
+        self.rate, self.gate = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(1000))
+        self.inner = nn.Linear(2, 2)
+        self.forgets = forgets
+
+    def reset_own_parameters(self, generator: torch.Generator) -> None:
+        self.rate.copy_(torch.tensor([1.0, 2.0, 3.0]))
+        if not self.forgets:
+            self.gate.copy_(torch.rand(1000, generator=generator))
+
+
+def test_a_module_may_fill_its_own_parameters_but_must_fill_all():
+    first, again, other = (init_weights(Decay(), seed) for seed in (0, 0, 1))
+    assert first.rate.tolist() == [1.0, 2.0, 3.0]
+    assert torch.equal(first.gate, again.gate) and not torch.equal(first.gate, other.gate)
+    assert 0 < first.inner.weight.std() < 0.1 and (first.inner.bias == 0).all()  # children follow the common rules
+    with pytest.raises(ConfigError, match="gate was not filled by Decay.reset_own_parameters"):
+        init_weights(nn.Sequential(Decay(forgets=True)), 0)

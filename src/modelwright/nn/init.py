@@ -2,7 +2,9 @@
 
 Matrices and embeddings are drawn from a normal distribution of standard deviation 0.02; a layer that writes into the
 residual stream carries ``init_scale`` = 1 / sqrt(2 L), so that the stream's variance does not grow with depth.
-Norm weights are one, biases zero. A parameter that none of these rules covers is an error, never left as it was.
+Norm weights are one, biases zero. A module with first values of its own (the decay rates of a state-space layer, say)
+has a method ``reset_own_parameters(generator)`` that fills every parameter it holds directly, drawing on the CPU from
+the generator it is given. A parameter that none of these covers is an error, never left as it was.
 
 Source: Radford et al. 2019 (GPT-2), section 2.3.
 """
@@ -35,13 +37,17 @@ def init_weights(model: nn.Module, seed: int, *, std: float = STD) -> nn.Module:
     generator = torch.Generator(device="cpu").manual_seed(seed)
     done: set[int] = set()
     for prefix, module in model.named_modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            where = f"{prefix}.{name}" if prefix else name
+        own = {f"{prefix}.{name}" if prefix else name: p for name, p in module.named_parameters(recurse=False)}
+        for where, parameter in own.items():
             if parameter.is_meta:
                 raise ConfigError(f"{where} has no storage yet; call model.to_empty(device=...) before init_weights.")
-            if id(parameter) in done:  # a tied weight is drawn once
-                continue
-            done.add(id(parameter))
+        fresh = {where: p for where, p in own.items() if id(p) not in done}  # a tied weight is drawn once
+        done |= {id(p) for p in fresh.values()}
+        if fresh and hasattr(module, "reset_own_parameters"):
+            _reset_own(module, fresh, generator)
+            continue
+        for where, parameter in fresh.items():
+            name = where.rpartition(".")[2]
             if isinstance(module, (RMSNorm, nn.LayerNorm)):
                 parameter.fill_(0.0 if name == "bias" else 1.0)
             elif isinstance(module, (nn.Linear, nn.Embedding)):
@@ -55,3 +61,16 @@ def init_weights(model: nn.Module, seed: int, *, std: float = STD) -> nn.Module:
                     f"{where} belongs to a {type(module).__name__}, for which init_weights has no rule; add one."
                 )
     return model
+
+
+def _reset_own(module: nn.Module, own: dict[str, nn.Parameter], generator: torch.Generator) -> None:
+    """Let the module fill its own parameters, and see that it forgot none."""
+    for parameter in own.values():
+        parameter.fill_(float("nan"))
+    module.reset_own_parameters(generator)  # type: ignore[operator]
+    for where, parameter in own.items():
+        if not torch.isfinite(parameter).all():
+            raise ConfigError(
+                f"{where} was not filled by {type(module).__name__}.reset_own_parameters; it must fill every "
+                "parameter that the module holds directly with finite numbers. Add this one there."
+            )
