@@ -68,3 +68,21 @@ def test_settings_without_effect_and_unknown_names_are_refused():
     frozen = torch.nn.Linear(2, 2).requires_grad_(False)
     with pytest.raises(ConfigError, match="no trainable parameter"):
         make_optimizer(frozen, OptimizerConfig(name="adamw"))
+
+
+def test_a_table_of_scalars_is_neither_decayed_nor_made_orthogonal():
+    class Filter(torch.nn.Module):
+        vector_names = ("rates",)
+
+        def __init__(self):
+            super().__init__()
+            self.rates, self.weight = torch.nn.Parameter(torch.ones(4, 3)), torch.nn.Parameter(torch.ones(4, 3))
+
+    model = Filter()
+    adamw = make_optimizer(model, OptimizerConfig(name="adamw"))
+    assert {id(p): g["weight_decay"] > 0 for g in adamw.groups() for p in g["params"]} == {
+        id(model.rates): False,
+        id(model.weight): True,
+    }
+    muon = make_optimizer(model, OptimizerConfig(name="muon")).optimizers
+    assert [id(p) for g in muon["muon"].param_groups for p in g["params"]] == [id(model.weight)]

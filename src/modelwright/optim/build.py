@@ -79,15 +79,20 @@ class OptimizerSet:
 
 
 def _split(model: nn.Module) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Return (hidden matrices, embedding and output matrices, vectors), each parameter once."""
+    """Return (hidden matrices, embedding and output matrices, vectors), each parameter once.
+
+    A layer whose table of scalars has two axes or more (decay rates, a depthwise filter) names it in ``vector_names``.
+    """
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     tables |= {id(m.weight) for name, m in model.named_modules() if name.endswith("lm_head") and hasattr(m, "weight")}
+    scalars = {id(getattr(m, name)) for m in model.modules() for name in getattr(m, "vector_names", ())}
     hidden: list[Tensor] = []
     wide: list[Tensor] = []
     vectors: list[Tensor] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
-            group = vectors if parameter.ndim < 2 else wide if id(parameter) in tables else hidden
+            is_vector = parameter.ndim < 2 or id(parameter) in scalars
+            group = vectors if is_vector else wide if id(parameter) in tables else hidden
             group.append(parameter)
     return hidden, wide, vectors
 
