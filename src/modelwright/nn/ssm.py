@@ -4,16 +4,18 @@
     y_t = C_t h_t + D x_t
 
 A is negative, so every decay exp(dt A) lies in (0, 1]. `selective_scan_sequential` is this recurrence, one token after
-the other. `selective_scan` computes the same in about 2 sqrt(T) steps: the tokens are cut into chunks; step q walks
-through all chunks at once, each from an empty state; then the chunks' first states follow from each other, and each
-token adds what it still sees of its chunk's first state. Nothing is ever divided by a product of decays, which would
-overflow: all exponents are at most zero.
+the other. `selective_scan` computes the same in fewer steps: the tokens are cut into chunks; step q walks through all
+chunks at once, each from an empty state; from what the chunks made, their true first states follow one from the other;
+then all chunks are walked through again. Nothing is ever divided by a product of decays, which would overflow: all
+exponents are at most zero. Of the states, only the chunks' first ones are kept for the backward pass, which walks
+through the chunks anew (the paper's recomputation).
 
 A document's start sets the decay to zero; padding has dt = 0, which leaves the state as it is.
 
-Source: Gu and Dao 2023, "Mamba", arXiv 2312.00752: algorithm 2, section 3.6 (first values), equations 1 and 2 (A by
-zero-order hold, B by Euler's step, as in its code). Not here: complex A, the fused CUDA kernel.
-B batch, T tokens, D hidden, I inner channels, N state size, R rank of the projection to dt, Q chunk.
+Source: Gu and Dao 2023, "Mamba", arXiv 2312.00752: algorithm 2, sections 3.3.2 (recomputation) and 3.6 (first values),
+equations 1 and 2 (A by zero-order hold, B by Euler's step, as in its code). Not here: complex A, the fused CUDA
+kernel, second derivatives. B batch, T tokens, D hidden, I inner channels, N state size, R rank of the projection to
+dt, Q chunk, M chunks of all rows.
 """
 
 import math
@@ -22,9 +24,12 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from modelwright.nn.past import WHOLE, CausalConv, Segments
 
+# A step on the CPU over fewer numbers than this costs more to start than to do.
+MIN_STEP_NUMBERS = 16384
 # dt is first drawn between these, evenly in its logarithm.
 MIN_STEP, MAX_STEP, STEP_FLOOR = 1e-3, 1e-1, 1e-4
 
@@ -40,7 +45,7 @@ def selective_scan_sequential(
     starts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute what `selective_scan` computes, token by token: the readable twin."""
-    h = _first_state(x, A, state)  # (B, I, N)
+    h = torch.zeros(x.shape[0], *A.shape, device=x.device) if state is None else state.float()  # (B, I, N)
     outputs = []
     for t in range(x.shape[1]):
         decay = torch.exp(dt[:, t, :, None].float() * A.float())  # (B, I, N)
@@ -72,50 +77,109 @@ def selective_scan(
         C: (B, T, N) how the state is read.
         state: (B, I, N) before the first token; None: zeros.
         starts: (B, T) True where the state is emptied before the token; None: nowhere.
-        chunk_size: Q; None: about sqrt(T), where the number of steps is least.
+        chunk_size: Q; None: chosen by the device and the sizes, at least sqrt(T), where the steps are fewest.
 
     Returns:
         y (B, T, I) and the state after the last token (B, I, N), both float32.
     """
-    batch, length, _ = x.shape
-    size = chunk_size or math.isqrt(max(length - 1, 0)) + 1
+    batch, length, inner = x.shape
+    size = chunk_size or _chunk_size(x, A)
     count = -(-length // size)
-    first = _first_state(x, A, state)
-    A = A.float()
+    first = torch.zeros(batch, *A.shape, device=x.device) if state is None else state.float()
 
-    def cut(values: Tensor) -> Tensor:  # the tail is filled with dt = 0, x = 0: inert
-        values = F.pad(values.float(), (0, 0, 0, count * size - length))
-        return values.unflatten(1, (count, size))  # (B, count, Q, .)
+    def cut(values: Tensor) -> Tensor:  # (Q, B count, .); the tail is filled with dt = 0, x = 0: inert
+        values = F.pad(values, (0, 0, 0, count * size - length))
+        return values.unflatten(1, (count, size)).movedim(2, 0).flatten(1, 2).contiguous()
 
-    inputs, dt, B, C = cut(dt * x), cut(dt), cut(B), cut(C)
-    decay = torch.exp(dt[..., None] * A)  # (B, count, Q, I, N)
-    carried = torch.exp(dt.cumsum(2)[..., None] * A)  # what is left, at each token, of the chunk's first state
-    if starts is not None:
-        starts = F.pad(starts, (0, count * size - length)).unflatten(1, (count, size))
-        decay = decay * ~starts[..., None, None]
-        carried = carried * (starts.cumsum(2) == 0)[..., None, None]
-
-    h = torch.zeros_like(decay[:, :, 0])  # (B, count, I, N)
-    outputs = []
-    pieces = (decay.unbind(2), inputs.unbind(2), B.unbind(2), C.unbind(2))
-    for decay_q, input_q, B_q, C_q in zip(*pieces, strict=True):
-        h = decay_q * h + input_q[..., None] * B_q[..., None, :]
-        outputs.append(torch.matmul(h, C_q[..., None])[..., 0])  # (B, count, I)
-    y = torch.stack(outputs, dim=2)  # (B, count, Q, I)
-
-    before = []
-    for left, made in zip(carried[:, :, -1].unbind(1), h.unbind(1), strict=True):
-        before.append(first)
-        first = left * first + made
-    seen = carried * torch.stack(before, dim=1)[:, :, None]  # (B, count, Q, I, N)
-    y = y + torch.matmul(seen, C[..., None])[..., 0]
-    return y.flatten(1, 2)[:, :length], first
+    keep = None if starts is None else 1 - cut(starts.float()[..., None])
+    dt, inputs = dt.float(), (dt * x).float()
+    y, last = _Scan.apply(cut(inputs), cut(dt), A.float(), cut(B.float()), cut(C.float()), first, keep)
+    y = y.unflatten(1, (batch, count)).movedim(0, 2)  # (B, count, Q, I)
+    return y.reshape(batch, count * size, inner)[:, :length], last
 
 
-def _first_state(x: Tensor, A: Tensor, state: Tensor | None) -> Tensor:
-    if state is not None:
-        return state.float()
-    return torch.zeros(x.shape[0], *A.shape, device=x.device)
+def _chunk_size(x: Tensor, A: Tensor) -> int:
+    """Choose Q. On a GPU few steps matter; on a CPU one step is worth its start once it fills the first caches."""
+    batch, length, _ = x.shape
+    fewest_steps = math.isqrt(max(length - 1, 0)) + 1
+    if x.device.type != "cpu":
+        return fewest_steps
+    count = max(1, MIN_STEP_NUMBERS // (batch * A.numel()))
+    return max(fewest_steps, -(-length // count))
+
+
+def _decay(dt: Tensor, A: Tensor, keep: Tensor | None, q: int) -> Tensor:
+    """Return the decay (M, I, N) at token q of every chunk."""
+    decay = torch.mul(dt[q][..., None], A).exp_()
+    return decay if keep is None else decay.mul_(keep[q][..., None])
+
+
+class _Scan(torch.autograd.Function):
+    """The recurrence over chunks: inputs dt x (Q, M, I), dt (Q, M, I), A, B and C (Q, M, N), state, keep (Q, M, 1)."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *more: Tensor) -> Any:
+        """Return y (Q, M, I) and the last state (B, I, N)."""
+        state, keep = more
+        batch, count = state.shape[0], dt.shape[1] // state.shape[0]
+        whole = torch.exp(dt.sum(0)[..., None] * A)  # (M, I, N) decay over a whole chunk
+        if keep is not None:
+            whole.mul_(keep.prod(0)[..., None])
+        whole = whole.unflatten(0, (batch, count))
+        if count > 1:
+            made = torch.zeros(dt.shape[1], *A.shape, device=dt.device)
+            for q in range(dt.shape[0]):
+                made.mul_(_decay(dt, A, keep, q)).addcmul_(inputs[q][..., None], B[q][:, None])
+            made = made.unflatten(0, (batch, count))
+            before = [state]
+            for c in range(count - 1):
+                before.append(torch.addcmul(made[:, c], whole[:, c], before[-1]))
+            first = torch.stack(before, dim=1).flatten(0, 1)  # (M, I, N)
+        else:
+            first = state
+        h, y = first.clone(), torch.empty_like(inputs)
+        for q in range(dt.shape[0]):
+            h.mul_(_decay(dt, A, keep, q)).addcmul_(inputs[q][..., None], B[q][:, None])
+            torch.matmul(h, C[q][..., None], out=y[q][..., None])
+        ctx.save_for_backward(inputs, dt, A, B, C, first, whole, keep)
+        return y, h.unflatten(0, (batch, count))[:, -1].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor, grad_last: Tensor) -> Any:
+        """Walk forward again for the states, then backward for the gradients."""
+        inputs, dt, A, B, C, first, whole, keep = ctx.saved_tensors
+        batch, count = whole.shape[:2]
+        h, states, decays = first, [first], []
+        for q in range(dt.shape[0]):
+            decays.append(_decay(dt, A, keep, q))
+            h = torch.mul(h, decays[q]).addcmul_(inputs[q][..., None], B[q][:, None])
+            states.append(h)
+
+        g = torch.zeros_like(first)  # gradient of the state; first what comes from inside the chunk
+        if count > 1:
+            for q in reversed(range(dt.shape[0])):
+                g.addcmul_(grad_y[q][..., None], C[q][:, None]).mul_(decays[q])
+            own, after = g.unflatten(0, (batch, count)), [grad_last]
+            for c in reversed(range(1, count)):
+                after.append(torch.addcmul(own[:, c], whole[:, c], after[-1]))
+            g = torch.stack(after[::-1], dim=1).flatten(0, 1)
+        else:
+            g = grad_last.clone()
+
+        grad_inputs, grad_dt, grad_A = torch.empty_like(inputs), torch.empty_like(dt), torch.zeros_like(A)
+        grad_B, grad_C = torch.empty_like(B), torch.empty_like(C)
+        for q in reversed(range(dt.shape[0])):
+            torch.matmul(states[q + 1].transpose(1, 2), grad_y[q][..., None], out=grad_C[q][..., None])
+            g.addcmul_(grad_y[q][..., None], C[q][:, None])
+            torch.matmul(g, B[q][..., None], out=grad_inputs[q][..., None])
+            torch.matmul(g.transpose(1, 2), inputs[q][..., None], out=grad_B[q][..., None])
+            g.mul_(decays[q])
+            exponent = g * states[q]  # (M, I, N) gradient of dt A
+            grad_dt[q] = torch.linalg.vecdot(exponent, A)
+            grad_A += (exponent * dt[q][..., None]).sum(0)
+        grad_state = g.unflatten(0, (batch, count))[:, 0].clone()
+        return grad_inputs, grad_dt, grad_A, grad_B, grad_C, grad_state, None
 
 
 def inverse_softplus_steps(size: int, generator: torch.Generator) -> Tensor:
