@@ -34,7 +34,7 @@ def _signed(blocks: np.ndarray) -> np.ndarray:
 
 
 def _nibbles(packed: np.ndarray, stretch: int) -> np.ndarray:
-    """Unpack 4-bit numbers: each ``stretch`` bytes hold one stretch in their low halves, the next in their high ones."""
+    """Unpack 4-bit numbers: each ``stretch`` bytes hold a stretch in the low halves, the next in the high."""
     count = len(packed)
     return ((packed.reshape(count, -1, 1, stretch) >> _NIBBLES) & 15).reshape(count, -1)
 
