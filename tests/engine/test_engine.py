@@ -144,7 +144,8 @@ def test_what_free_blocks_hold_cannot_reach_an_output(model: Llama):
     prompts = make_prompts(6)
     clean = LLM(model).generate(prompts, GREEDY)
     llm = LLM(model)
-    llm.engine.runner.pool[:, llm.engine.config.block_size :] = float("nan")
+    for pool in llm.engine.runner.pools:
+        pool[llm.engine.config.block_size :] = float("nan")
     assert [c.token_ids for c in llm.generate(prompts, GREEDY)] == [c.token_ids for c in clean]
 
 
@@ -158,10 +159,10 @@ def test_shared_blocks_are_not_written(model: Llama):
     held = request.block_table[: request.num_cached // 4]
     assert held
     slots = [b * 4 + i for b in held for i in range(4)]
-    before = engine.runner.pool[:, slots].clone()
+    before = [pool[slots].clone() for pool in engine.runner.pools]
     engine.abort(request)
     llm.generate([prompt, prompt], GREEDY)
-    assert torch.equal(engine.runner.pool[:, slots], before)
+    assert all(torch.equal(pool[slots], old) for pool, old in zip(engine.runner.pools, before, strict=True))
 
 
 def test_aborting_frees_at_once_and_leaves_others_alone(model: Llama):
@@ -237,10 +238,10 @@ def test_a_poisoned_prefix_does_not_reach_other_prompts():
 
 
 def test_the_cache_takes_the_memory_it_is_given(model: Llama):
-    block = Runner.block_bytes(model.config, torch.float32, 16)
+    block = Runner.block_bytes(model, torch.float32, 16)
     assert block == 3 * 16 * 2 * 2 * 16 * 4
     engine = Engine(model, config=EngineConfig(kv_cache_bytes=10 * block + 5))
-    assert engine.pool.num_blocks == 10 and engine.runner.pool.numel() * 4 == 10 * block
+    assert engine.pool.num_blocks == 10 and sum(p.numel() for p in engine.runner.pools) * 4 == 10 * block
     assert engine.max_context == 9 * 16
     assert Engine(model, config=EngineConfig(max_running=1)).pool.num_blocks == 2 * (16 + 1)
 

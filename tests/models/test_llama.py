@@ -36,6 +36,10 @@ VARIANTS = {
     "llama3 scaling": replace(SMALL, rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, 64)),
     "linear scaling": replace(SMALL, rope_scaling=RopeScaling("linear", 4.0)),
     "mistral": replace(SMALL, family="mistral"),
+    "mistral, window": replace(SMALL, family="mistral", sliding_window=48),
+    "qwen2, late window": replace(SMALL, family="qwen2", attention_bias=True, sliding_window=32, num_full_layers=1),
+    "qwen3": replace(SMALL, family="qwen3", head_dim=32, tie_embeddings=True),
+    "qwen3, window": replace(SMALL, family="qwen3", sliding_window=40, num_full_layers=2),
     "qwen2": replace(SMALL, family="qwen2", attention_bias=True, tie_embeddings=True),
 }
 
@@ -231,7 +235,7 @@ def test_refuses_more_tokens_than_the_context():
     with pytest.raises(RequestError, match="reaches 9 tokens"):
         model(random_ids(1, 9), positions=state.positions(9), state=state)
     with pytest.raises(RequestError, match="give positions and no mask"):
-        model(random_ids(1, 4), state=KVState(num_layers=3, batch_size=1, max_seq_len=8, num_kv_heads=2, head_dim=16))
+        model(random_ids(1, 4), state=KVState(batch_size=1, max_seq_len=8))
 
 
 def read_llama2c(path) -> Llama:

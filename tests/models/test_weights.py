@@ -184,8 +184,11 @@ def test_refuses_a_folder_that_is_not_there(tmp_path):
 
 
 def test_refuses_an_unknown_architecture_and_lists_the_known(folder):
-    edit_config(folder, architectures=["GPTNeoXForCausalLM"])
-    with pytest.raises(CheckpointError, match="'GPTNeoXForCausalLM'; known: BertModel, LlamaForCausalLM"):
+    edit_config(folder, architectures=["LlamaForTokenClassification"])
+    with pytest.raises(CheckpointError, match="of the family 'llama' these are known: LlamaForCausalLM"):
+        load_model(folder)
+    edit_config(folder, architectures=["GPTNeoXForCausalLM"], model_type="gpt_neox")
+    with pytest.raises(CheckpointError, match="'gpt_neox' and the architecture 'GPTNeoXForCausalLM'; known .*bert"):
         load_model(folder)
 
 
@@ -196,9 +199,9 @@ def test_refuses_an_unknown_architecture_and_lists_the_known(folder):
         ({"num_attention_heads": 5, "head_dim": None, "num_key_value_heads": 5}, "num_heads is 5"),
         ({"hidden_size": "wide"}, "hidden_size is 'wide'"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope scaling is 'yarn'"),
+        ({"rope_scaling": {"rope_type": "mrope", "factor": 4.0}}, "rope scaling is 'mrope'"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "needs the field 'low_freq_factor'"),
-        ({"model_type": "mistral", "sliding_window": 64}, "sliding_window is 64"),
+        ({"model_type": "mistral", "sliding_window": 0}, "sliding_window is 0"),
         ({"model_type": "gemma"}, "model_type is 'gemma'"),
     ],
 )

@@ -93,25 +93,25 @@ def test_decode_state_equals_the_whole_sequence(kv_heads):
     layer = Attention(48, 6, kv_heads, 8, layer_index=1, bias=True)
     table = RotaryTable(8, 32, 10000.0)
     x = torch.randn(3, 20, 48)
-    state = KVState(num_layers=2, batch_size=3, max_seq_len=20, num_kv_heads=kv_heads, head_dim=8)
+    state = KVState(batch_size=3, max_seq_len=20)
     with torch.no_grad():
         whole = layer(x, table(20))
         pieces = []
         for piece in x.split([5, 1, 6, 1, 1, 6], dim=1):
-            start = state.lengths[1]
+            start = state.lengths.get(1, 0)
             positions = torch.arange(start, start + piece.shape[1]).expand(3, -1)
             pieces.append(layer(piece, table(piece.shape[1], positions), state=state))
     assert (torch.cat(pieces, dim=1) - whole).abs().max() < 1e-5
-    assert state.lengths == [0, 20] and state.length == 0  # the other layer has stored nothing
+    assert state.lengths == {1: 20}
 
 
 def test_decode_state_refuses_what_does_not_fit():
     q, k, v = qkv(kv_heads=6)
-    state = KVState(num_layers=1, batch_size=2, max_seq_len=8, num_kv_heads=6, head_dim=8)
+    state = KVState(batch_size=2, max_seq_len=8)
     with pytest.raises(RequestError, match="reaches 9 tokens; this state holds 8"):
         state.attend(0, q, k, v, SCALE)
     with pytest.raises(ConfigError, match="must be at least 1"):
-        KVState(num_layers=1, batch_size=0, max_seq_len=8, num_kv_heads=6, head_dim=8)
+        KVState(batch_size=0, max_seq_len=8)
 
 
 def test_biases_are_where_they_were_asked_for():

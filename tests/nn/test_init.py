@@ -6,7 +6,7 @@ from torch import nn
 
 from modelwright.base.errors import ConfigError
 from modelwright.nn.init import init_weights, mark_residual_output
-from modelwright.nn.mlp import GeluMlp, SwiGLU
+from modelwright.nn.mlp import GatedMlp, Mlp
 from modelwright.nn.norm import RMSNorm
 
 
@@ -14,7 +14,7 @@ class Tied(nn.Module):
     def __init__(self):
         super().__init__()
         self.embed = nn.Embedding(400, 64)
-        self.mlp = SwiGLU(64, 128, bias=True)
+        self.mlp = GatedMlp(64, 128, bias=True)
         self.norms = nn.ModuleList([RMSNorm(64), nn.LayerNorm(64)])
         self.head = nn.Linear(64, 400, bias=False)
         self.head.weight = self.embed.weight
@@ -47,7 +47,7 @@ def test_poison_leaves_nothing_behind():
 
 def test_refuses_empty_storage_and_unknown_layers():
     with torch.device("meta"):
-        empty = GeluMlp(4, 8)
+        empty = Mlp(4, 8)
     with pytest.raises(ConfigError, match=r"up\.weight has no storage yet"):
         init_weights(empty, 0)
     with pytest.raises(ConfigError, match="belongs to a Conv1d, for which init_weights has no rule"):

@@ -23,6 +23,7 @@ from modelwright.engine.runner import Runner
 from modelwright.engine.sampler import Draw, sample
 from modelwright.engine.scheduler import Scheduler
 from modelwright.engine.stop import Speech
+from modelwright.models.decoder import Decoder
 from modelwright.models.weights import load_model
 from modelwright.tokenizer.bpe import Tokenizer
 from modelwright.tokenizer.formats import load_tokenizer
@@ -100,7 +101,7 @@ class Engine:
         self.model_config: Any = module.config
         self.stop_ids = _stop_ids(self.model_config, tokenizer)
         block_size = self.config.block_size
-        num_blocks = _num_blocks(self.model_config, next(module.parameters()).dtype, self.config)
+        num_blocks = _num_blocks(module, next(module.parameters()).dtype, self.config)
         self.runner = Runner(module, num_blocks=num_blocks, block_size=block_size)
         self.pool = BlockPool(num_blocks, block_size, self.config.has_prefix_cache)
         self.scheduler = Scheduler(
@@ -259,7 +260,7 @@ def _prepare_model(model: str | Path | nn.Module, config: EngineConfig) -> Any:
         if dtype is None:
             dtype = torch.bfloat16 if has_fast_bf16(device) else torch.float32
         model = load_model(Path(model), dtype=dtype, device=device)
-    if not hasattr(model, "hidden") or not hasattr(model, "lm_head"):
+    if not isinstance(model, Decoder):
         raise ConfigError(
             f"The model is a {type(model).__name__}, which does not write text; "
             "the engine runs causal language models such as LlamaForCausalLM."
@@ -274,20 +275,20 @@ def _stop_ids(model_config: Any, tokenizer: Tokenizer | None) -> tuple[int, ...]
     return tuple(dict.fromkeys((*(tokenizer.stop_ids if tokenizer is not None else ()), *named)))
 
 
-def _num_blocks(model_config: Any, dtype: torch.dtype, config: EngineConfig) -> int:
+def _num_blocks(model: Any, dtype: torch.dtype, config: EngineConfig) -> int:
     """Return the blocks of the pool, the null block included."""
     if config.num_blocks is not None:
         if config.num_blocks < 2:
             raise ConfigError(f"num_blocks is {config.num_blocks}; one is reserved, so it must be at least 2.")
         return config.num_blocks
-    block_bytes = Runner.block_bytes(model_config, dtype, config.block_size)
+    block_bytes = Runner.block_bytes(model, dtype, config.block_size)
     budget = config.kv_cache_bytes or DEFAULT_KV_CACHE_BYTES
     if budget < 2 * block_bytes:
         raise ConfigError(
             f"kv_cache_bytes is {budget}; one block of this model takes {block_bytes} and two are needed at least. "
             "Give the cache more memory."
         )
-    context = min(config.max_context or model_config.max_seq_len, model_config.max_seq_len)
+    context = min(config.max_context or model.config.max_seq_len, model.config.max_seq_len)
     useful = config.max_running * -(-context // config.block_size) + 1
     if config.has_prefix_cache:
         useful *= 2  # room for prefixes that nobody holds

@@ -13,7 +13,7 @@ Missing keys come from the null block, which is always zero: whatever a freed bl
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modelwright.base.errors import ConfigError
 from modelwright.engine.scheduler import Chunk
+from modelwright.models.decoder import LayerCache
+from modelwright.nn.attention import NO_RULE, AttentionRule
 
 # 4 rows x the query heads of a kv head: decode costs little more than one row (1.3x at 512 keys), prefill 1.2x
 # of what tiles of 16 take (two cores with AVX512-BF16).
@@ -36,16 +39,24 @@ SMALL_PRODUCT = 16**3
 class TileGroup:
     """Query tiles that look at the same number of keys.
 
-    `rows` (B, QUERY_TILE) are indices into the step's tokens; `mask` (B, 1, QUERY_TILE * G, S) is added to the scores.
+    `rows` (B, QUERY_TILE) are indices into the step's tokens; `positions` (B, QUERY_TILE) stand in the sequence;
+    `masks` are kept for the layers to come, by window.
     """
 
     rows: Tensor
-    mask: Tensor
+    positions: Tensor
+    num_keys: int  # S
+    masks: dict[int | None, Tensor] = field(default_factory=dict)
 
-    @property
-    def num_keys(self) -> int:
-        """S."""
-        return self.mask.shape[-1]
+    def mask(self, window: int | None, group_size: int, dtype: torch.dtype) -> Tensor:
+        """Return what is added to the scores of layers with this window: (B, 1, QUERY_TILE * G, S)."""
+        if window not in self.masks:
+            distance = self.positions[..., None] - torch.arange(self.num_keys, device=self.positions.device)
+            is_hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)  # (B, 4, S)
+            mask = torch.zeros(is_hidden.shape, dtype=dtype, device=distance.device)
+            mask.masked_fill_(is_hidden, float("-inf"))
+            self.masks[window] = mask.repeat_interleave(group_size, dim=1)[:, None]
+        return self.masks[window]
 
 
 @dataclass(frozen=True)
@@ -71,11 +82,35 @@ class StepPlan:
 class PagedState:
     """What the attention layers see of the cache during one step."""
 
-    def __init__(self, pool: Tensor, plan: StepPlan):
-        self.pool = pool
+    def __init__(self, pools: Sequence[Tensor], plan: StepPlan):
+        self.pools = pools  # of each layer: (slots, K, Hk + Hv), a key and its value side by side
         self.plan = plan
 
-    def attend(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    def memory(self, layer_index: int) -> dict[str, Tensor]:
+        """Refuse: a layer that keeps a state of its own cannot be paged.
+
+        Raises:
+            ConfigError: Always.
+        """
+        raise ConfigError(
+            f"Layer {layer_index} keeps a recurrent state or cross-attention, which the engine does not page. "
+            "Decode this model step by step with model.new_state(batch_size)."
+        )
+
+    def advance(self, num_tokens: int) -> None:
+        """Do nothing: the scheduler counts the tokens of each request."""
+
+    def attend(
+        self,
+        layer_index: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float,
+        *,
+        bias: Tensor | None = None,
+        rule: AttentionRule = NO_RULE,
+    ) -> Tensor:
         """Store a layer's new keys and values and return what the queries see.
 
         Args:
@@ -84,25 +119,35 @@ class PagedState:
             k: (1, T, K, H).
             v: (1, T, K, H).
             scale: Multiplies the scores.
+            bias: Not taken.
+            rule: Window, soft-cap and sinks of the family.
 
         Returns:
             (1, T, N, H).
+
+        Raises:
+            ConfigError: The layer adds a bias to its scores.
         """
-        pool = self.pool[layer_index]  # (slots, 2, K, H)
+        if bias is not None:
+            raise ConfigError("The engine does not add position biases to paged attention; use model.new_state.")
+        pool = self.pools[layer_index]
         num_real = self.plan.slots.shape[0]
-        pool.index_copy_(0, self.plan.slots, torch.stack((k[0, :num_real], v[0, :num_real]), dim=1))
+        pool.index_copy_(0, self.plan.slots, torch.cat((k[0, :num_real], v[0, :num_real]), dim=-1))
         results = []
         for gather in self.plan.gathers:
             fetched = pool.index_select(0, gather.slots.flatten())
-            keys, values = fetched.view(*gather.slots.shape, *pool.shape[1:]).permute(2, 0, 3, 1, 4)  # (U, K, S, H)
+            both = fetched.view(*gather.slots.shape, *pool.shape[1:]).transpose(1, 2)  # (U, K, S, Hk + Hv)
+            keys, values = both.split((k.shape[-1], v.shape[-1]), dim=-1)
             for group in gather.groups:
-                results.append(_attend_tiles(q[0], keys, values, group, scale))
-        rows = results[0] if len(results) == 1 else torch.cat(results)  # (tile rows, N, H)
+                results.append(_attend_tiles(q[0], keys, values, group, scale, rule))
+        rows = results[0] if len(results) == 1 else torch.cat(results)  # (tile rows, N, Hv)
         return rows.index_select(0, self.plan.restore)[None]
 
 
-def _attend_tiles(q: Tensor, keys: Tensor, values: Tensor, group: TileGroup, scale: float) -> Tensor:
-    """Return (B * QUERY_TILE, N, H): the query heads of one kv head stand under each other as rows."""
+def _attend_tiles(
+    q: Tensor, keys: Tensor, values: Tensor, group: TileGroup, scale: float, rule: AttentionRule
+) -> Tensor:
+    """Return (B * QUERY_TILE, N, Hv): the query heads of one kv head stand under each other as rows."""
     num_heads, head_dim = q.shape[1:]
     num_kv_heads = keys.shape[1]
     num_tiles = group.rows.shape[0]
@@ -111,19 +156,37 @@ def _attend_tiles(q: Tensor, keys: Tensor, values: Tensor, group: TileGroup, sca
     tiles = tiles.reshape(num_tiles, num_kv_heads, -1, head_dim)  # (B, K, 4*G, H)
     keys = keys[:, :, : group.num_keys].expand(num_tiles, -1, -1, -1)
     values = values[:, :, : group.num_keys].expand(num_tiles, -1, -1, -1)
-    out = F.scaled_dot_product_attention(tiles, keys, values, attn_mask=group.mask, scale=scale)
-    out = out.view(num_tiles, num_kv_heads, QUERY_TILE, -1, head_dim).transpose(1, 2)  # (B, 4, K, G, H)
-    return out.reshape(-1, num_heads, head_dim)
+    mask = group.mask(rule.window, num_heads // num_kv_heads, q.dtype)
+    if rule.softcap is None and rule.sinks is None:
+        out = F.scaled_dot_product_attention(tiles, keys, values, attn_mask=mask, scale=scale)
+    else:
+        out = _attend_by_rule(tiles, keys, values, mask, scale, rule)
+    out = out.view(num_tiles, num_kv_heads, QUERY_TILE, -1, values.shape[-1]).transpose(1, 2)  # (B, 4, K, G, Hv)
+    return out.reshape(-1, num_heads, values.shape[-1])
+
+
+def _attend_by_rule(
+    tiles: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float, rule: AttentionRule
+) -> Tensor:
+    """Attend with capped scores or sinks, float32 inside: (B, K, 4*G, Hv)."""
+    scores = tiles.float() @ keys.float().transpose(-1, -2) * scale  # (B, K, 4*G, S)
+    if rule.softcap is not None:
+        scores = rule.softcap * torch.tanh(scores / rule.softcap)
+    scores = scores + mask
+    if rule.sinks is None:
+        return (scores.softmax(-1) @ values.float()).to(tiles.dtype)
+    num_kv_heads, num_rows = tiles.shape[1:3]
+    sinks = rule.sinks.float().view(num_kv_heads, 1, -1).expand(-1, QUERY_TILE, -1).reshape(num_kv_heads, num_rows, 1)
+    joined = torch.cat((scores, sinks.expand(tiles.shape[0], -1, -1, -1)), dim=-1)
+    return (joined.softmax(-1)[..., :-1] @ values.float()).to(tiles.dtype)
 
 
 class Planner:
     """Lays out a step: from chunks of requests to the index tensors of a `StepPlan`."""
 
-    def __init__(self, block_size: int, group_size: int, min_rows: int, dtype: torch.dtype, device: torch.device):
+    def __init__(self, block_size: int, min_rows: int, device: torch.device):
         self.block_size = block_size
-        self.group_size = group_size  # G, query heads of one kv head
         self.min_rows = min_rows  # a step is padded to this many tokens
-        self.dtype = dtype
         self.device = device
 
     def plan(self, chunks: Sequence[Chunk]) -> StepPlan:
@@ -184,10 +247,7 @@ class Planner:
     def _group(self, rows: np.ndarray, positions: np.ndarray, num_keys: int) -> TileGroup:
         # A missing row takes any token's query; its result is never read.
         rows = np.where(rows < 0, rows.max(), rows)
-        is_hidden = torch.arange(num_keys) > torch.from_numpy(positions)[..., None]  # (B, 4, S)
-        mask = torch.zeros(is_hidden.shape, dtype=self.dtype).masked_fill_(is_hidden, float("-inf"))
-        mask = mask.repeat_interleave(self.group_size, dim=1)[:, None]  # (B, 1, 4*G, S)
-        return TileGroup(self._tensor(rows), mask.to(self.device))
+        return TileGroup(self._tensor(rows), self._tensor(positions), num_keys)
 
     def _tensor(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
@@ -208,26 +268,47 @@ def _tile(chunk: Chunk, offset: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return rows, positions, num_keys
 
 
+def refuse_unpaged(model: nn.Module, layout: Sequence[LayerCache]) -> None:
+    """Refuse a model of which a layer keeps more than keys and values.
+
+    Raises:
+        ConfigError: A layer has a recurrent state.
+    """
+    recurrent = [i for i, cache in enumerate(layout) if cache.fixed_size]
+    if recurrent:
+        raise ConfigError(
+            f"Layer {recurrent[0]} of this {type(model).__name__} keeps a recurrent state, which the engine does not "
+            "page. Decode it step by step with model.new_state(batch_size)."
+        )
+
+
 class Runner:
     """Holds the model and the memory of the paged cache, and computes steps."""
 
     def __init__(self, model: nn.Module, *, num_blocks: int, block_size: int):
-        config: Any = model.config
         parameter = next(p for p in model.parameters() if p.is_floating_point())
         self.model: Any = model
         self.dtype, self.device = parameter.dtype, parameter.device
-        shape = (config.num_layers, num_blocks * block_size, 2, config.num_kv_heads, config.head_dim)
+        layout = model.cache_layout()  # type: ignore[operator]
+        refuse_unpaged(model, layout)
         # Not filled: slots are read only after they were written, and the system commits memory as it is touched.
-        self.pool = torch.empty(shape, dtype=self.dtype, device=self.device)
-        self.pool[:, :block_size] = 0  # the null block
-        group_size = config.num_heads // config.num_kv_heads
+        self.pools = [
+            torch.empty(
+                num_blocks * block_size, c.num_kv_heads, c.key_dim + c.value_dim, dtype=self.dtype, device=self.device
+            )
+            for c in layout
+        ]
+        for pool in self.pools:
+            pool[:block_size] = 0  # the null block
         smallest = min(p.numel() for p in model.parameters() if p.dim() == 2)
-        self.planner = Planner(block_size, group_size, SMALL_PRODUCT // smallest + 1, self.dtype, self.device)
+        self.planner = Planner(block_size, SMALL_PRODUCT // smallest + 1, self.device)
 
     @staticmethod
-    def block_bytes(config: Any, dtype: torch.dtype, block_size: int) -> int:
+    def block_bytes(model: Any, dtype: torch.dtype, block_size: int) -> int:
         """Return the memory of one block over all layers."""
-        return config.num_layers * block_size * 2 * config.num_kv_heads * config.head_dim * dtype.itemsize
+        return (
+            block_size * dtype.itemsize * sum(c.num_kv_heads * (c.key_dim + c.value_dim) for c in model.cache_layout())
+        )
 
     @torch.inference_mode()
     def run(self, chunks: Sequence[Chunk]) -> Tensor:
@@ -237,7 +318,7 @@ class Runner:
             (R, V) logits after the last token of each chunk that reaches its request's end, in order.
         """
         plan = self.planner.plan(chunks)
-        state = PagedState(self.pool, plan)
+        state = PagedState(self.pools, plan)
         hidden = self.model.hidden(plan.input_ids, positions=plan.positions, state=state)  # (1, T, D)
         num_wanted = sum(chunk.reaches_end for chunk in chunks)
         return self.model.lm_head(hidden.index_select(1, plan.last_rows))[0, :num_wanted]  # (R, V)

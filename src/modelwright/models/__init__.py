@@ -1,9 +1,20 @@
 """Architectures, one file each, and their published weights."""
 
-# Published architecture name -> our class.
-ARCHITECTURES = {
-    "LlamaForCausalLM": "modelwright.models.llama:Llama",
-    "MistralForCausalLM": "modelwright.models.llama:Llama",
-    "Qwen2ForCausalLM": "modelwright.models.llama:Llama",
-    "BertModel": "modelwright.models.bert:Bert",
+# Published model_type of a config.json -> the file's table from architecture names to classes.
+FAMILIES = {
+    "bert": "modelwright.models.bert:ARCHITECTURES",
+    "llama": "modelwright.models.llama:ARCHITECTURES",
+    "mistral": "modelwright.models.llama:ARCHITECTURES",
+    "qwen2": "modelwright.models.llama:ARCHITECTURES",
+    "qwen3": "modelwright.models.llama:ARCHITECTURES",
+}
+
+# How an n-gram model shares out probability between what was seen and what was not.
+SMOOTHINGS = {
+    "laplace": "modelwright.models.ngram_smoothing:laplace",
+    "add_k": "modelwright.models.ngram_smoothing:add_k",
+    "katz": "modelwright.models.ngram_smoothing:katz",
+    "interpolated": "modelwright.models.ngram_smoothing:interpolated",
+    "kneser_ney": "modelwright.models.ngram_smoothing:kneser_ney",
+    "modified_kneser_ney": "modelwright.models.ngram_smoothing:modified_kneser_ney",
 }

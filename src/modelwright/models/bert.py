@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from modelwright.base.errors import ConfigError, RequestError
 from modelwright.nn.attention import Attention
-from modelwright.nn.mlp import GeluMlp
+from modelwright.nn.mlp import Mlp
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class BertBlock(nn.Module):
             c.hidden_size, c.num_heads, c.num_heads, head_dim, layer_index=layer_index, bias=True
         )
         self.attention_norm = nn.LayerNorm(c.hidden_size, c.norm_eps)
-        self.mlp = GeluMlp(c.hidden_size, c.intermediate_size)
+        self.mlp = Mlp(c.hidden_size, c.intermediate_size)
         self.mlp_norm = nn.LayerNorm(c.hidden_size, c.norm_eps)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -168,3 +168,6 @@ class Bert(nn.Module):
         for layer in self.layers:
             x = layer(x, mask)
         return EncoderOutput(x, None if self.pooler is None else torch.tanh(self.pooler(x[:, 0])))
+
+
+ARCHITECTURES = {"BertModel": Bert}

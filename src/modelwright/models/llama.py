@@ -1,29 +1,36 @@
 """Llama: the pre-norm decoder with RMSNorm, rotary positions, grouped-query attention and SwiGLU.
 
-One file for the families that are the same computation: Llama 1-3.x, Mistral without a sliding window, and Qwen2 /
-Qwen2.5 (biases on q, k, v alone). The model never computes a loss and never builds a tokenizer; logits come in the
-dtype of the weights. Dropout is not here.
+One file for the families that are the same computation: Llama 1-3.x, Mistral (a sliding window in every layer of the
+first versions), Qwen2 / Qwen2.5 (biases on q, k, v alone; a window in the later layers where the config asks for it)
+and dense Qwen3 (a norm on each query and key head).
 
 Source: Touvron et al. 2023, arXiv 2302.13971; Grattafiori et al. 2024, arXiv 2407.21783 (3.x);
-Jiang et al. 2023, arXiv 2310.06825 (Mistral); Yang et al. 2024, arXiv 2407.10671 (Qwen2).
+Jiang et al. 2023, arXiv 2310.06825 (Mistral); Yang et al. 2024, arXiv 2407.10671 (Qwen2);
+Yang et al. 2025, arXiv 2505.09388 (Qwen3).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from functools import partial
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from modelwright.base.errors import ConfigError, RequestError
-from modelwright.nn.attention import Attention, padding_mask
-from modelwright.nn.decode_state import KVState
+from modelwright.base.errors import ConfigError
+from modelwright.models.decoder import CausalOutput as CausalOutput
+from modelwright.models.decoder import Decoder, LayerCache
+from modelwright.nn.attention import Attention, AttentionOptions
 from modelwright.nn.init import mark_residual_output
-from modelwright.nn.mlp import SwiGLU
+from modelwright.nn.mlp import GatedMlp
 from modelwright.nn.norm import RMSNorm
 from modelwright.nn.rope import Rope, RopeScaling, RotaryTable, scaling_from_hf, scaling_to_hf
 
-ARCHITECTURE_OF = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+ARCHITECTURE_OF = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,9 @@ class LlamaConfig:
     tie_embeddings: bool = False  # the output matrix is the embedding
     attention_bias: bool = False  # biases on q, k, v, and on o too unless the family is qwen2
     mlp_bias: bool = False
-    family: str = "llama"  # llama, mistral or qwen2: the name under which the weights are published
+    sliding_window: int | None = None  # positions that a token sees, itself included; None: all before it
+    num_full_layers: int = 0  # the first so many layers see all positions even where there is a window
+    family: str = "llama"  # llama, mistral, qwen2 or qwen3: the name under which the weights are published
     bos_token_id: int | None = None
     eos_token_id: tuple[int, ...] = ()
     pad_token_id: int | None = None
@@ -74,6 +83,15 @@ class LlamaConfig:
             )
         if self.family not in ARCHITECTURE_OF:
             raise ConfigError(f"family is {self.family!r}; known: {', '.join(ARCHITECTURE_OF)}.")
+        if self.sliding_window is not None and (self.sliding_window < 1 or self.family == "llama"):
+            raise ConfigError(
+                f"sliding_window is {self.sliding_window!r} for the family {self.family!r}; it must be at least 1, "
+                "and the published Llama has none (mistral, qwen2 and qwen3 have)."
+            )
+
+    def window(self, layer_index: int) -> int | None:
+        """Return the positions that a token sees in a layer; None: all before it."""
+        return None if layer_index < self.num_full_layers else self.sliding_window
 
     @classmethod
     def from_hf(cls, values: Mapping[str, Any]) -> "LlamaConfig":
@@ -102,6 +120,7 @@ class LlamaConfig:
             tie_embeddings=values.get("tie_word_embeddings", False),
             attention_bias=family == "qwen2" or values.get("attention_bias", False),
             mlp_bias=values.get("mlp_bias", False),
+            **_window_from_hf(values, family),
             family=family,
             bos_token_id=values.get("bos_token_id"),
             eos_token_id=() if eos is None else tuple(eos) if isinstance(eos, (list, tuple)) else (eos,),
@@ -136,10 +155,13 @@ class LlamaConfig:
         }
         if self.family == "llama":
             values |= {"attention_bias": self.attention_bias, "mlp_bias": self.mlp_bias}
-        if self.family == "mistral":
-            values |= {"sliding_window": None}
-        if self.family == "qwen2":
-            values |= {"use_sliding_window": False}
+        if self.family == "qwen3":
+            values |= {"attention_bias": self.attention_bias}
+        if self.family != "llama":
+            values |= {"sliding_window": self.sliding_window}
+        if self.family in ("qwen2", "qwen3"):
+            is_windowed = self.sliding_window is not None
+            values |= {"use_sliding_window": is_windowed, "max_window_layers": self.num_full_layers}
         return values
 
 
@@ -155,22 +177,23 @@ def _refuse_what_differs(values: Mapping[str, Any], family: str) -> None:
         raise ConfigError(f"model_type is {family!r}; this file builds {', '.join(ARCHITECTURE_OF)}.")
     if values.get("hidden_act", "silu") not in ("silu", "swish"):
         raise ConfigError(f"hidden_act is {values['hidden_act']!r}; the Llama family here computes silu only.")
-    is_windowed = values.get("sliding_window") is not None and (
-        family == "mistral" or values.get("use_sliding_window", False)
-    )
-    if is_windowed:
-        raise ConfigError(
-            f"sliding_window is {values['sliding_window']}; attention here sees every earlier position. "
-            "Use a version of the model without a window (Mistral 0.2 or later)."
-        )
     if values.get("partial_rotary_factor", 1.0) != 1.0:
         raise ConfigError(f"partial_rotary_factor is {values['partial_rotary_factor']}; only 1.0 is computed here.")
 
 
-class CausalOutput(NamedTuple):
-    """What a language model returns."""
-
-    logits: Tensor  # (B, T, V), or (B, 1, V) for last_only, in the dtype of the weights
+def _window_from_hf(values: Mapping[str, Any], family: str) -> dict[str, Any]:
+    """Read where a sliding window applies: to all layers (Mistral), or to those from max_window_layers on (Qwen)."""
+    window = values.get("sliding_window")
+    if window is None or family == "llama" or (family != "mistral" and not values.get("use_sliding_window", False)):
+        return {}
+    num_layers = _required(values, "num_hidden_layers")
+    num_full = 0 if family == "mistral" else values.get("max_window_layers", 28)
+    types = values.get("layer_types")
+    if types is not None and family != "mistral":
+        num_full = next((i for i, kind in enumerate(types) if kind == "sliding_attention"), num_layers)
+        if types != ["full_attention"] * num_full + ["sliding_attention"] * (num_layers - num_full):
+            raise ConfigError(f"layer_types is {types}; the full layers of this family come first.")
+    return {"sliding_window": window, "num_full_layers": min(num_full, num_layers)}
 
 
 class LlamaBlock(nn.Module):
@@ -189,9 +212,13 @@ class LlamaBlock(nn.Module):
             layer_index=layer_index,
             bias=c.attention_bias,
             output_bias=c.attention_bias and c.family != "qwen2",
+            options=AttentionOptions(
+                window=c.window(layer_index),
+                qk_norm=partial(RMSNorm, eps=c.norm_eps) if c.family == "qwen3" else None,
+            ),
         )
         self.mlp_norm = RMSNorm(c.hidden_size, c.norm_eps)
-        self.mlp = SwiGLU(c.hidden_size, c.intermediate_size, bias=c.mlp_bias)
+        self.mlp = GatedMlp(c.hidden_size, c.intermediate_size, bias=c.mlp_bias)
         mark_residual_output(self.attention.o, c.num_layers)
         mark_residual_output(self.mlp.down, c.num_layers)
 
@@ -201,7 +228,7 @@ class LlamaBlock(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
-class Llama(nn.Module):
+class Llama(Decoder):
     """A decoder language model of the Llama family. Fresh weights come from `modelwright.nn.init.init_weights`."""
 
     config_class: ClassVar[type[LlamaConfig]] = LlamaConfig
@@ -212,6 +239,8 @@ class Llama(nn.Module):
         "layers.*.attention.k": "model.layers.*.self_attn.k_proj",
         "layers.*.attention.v": "model.layers.*.self_attn.v_proj",
         "layers.*.attention.o": "model.layers.*.self_attn.o_proj",
+        "layers.*.attention.q_norm": "model.layers.*.self_attn.q_norm",
+        "layers.*.attention.k_norm": "model.layers.*.self_attn.k_norm",
         "layers.*.mlp_norm": "model.layers.*.post_attention_layernorm",
         "layers.*.mlp.gate": "model.layers.*.mlp.gate_proj",
         "layers.*.mlp.up": "model.layers.*.mlp.up_proj",
@@ -223,93 +252,20 @@ class Llama(nn.Module):
     ignored_names: ClassVar[tuple[str, ...]] = ("model.layers.*.self_attn.rotary_emb.inv_freq",)
 
     def __init__(self, config: LlamaConfig):
-        super().__init__()
         assert config.head_dim is not None
-        self.config = config
-        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(LlamaBlock(config, i) for i in range(config.num_layers))
-        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        blocks: list[nn.Module] = [LlamaBlock(config, i) for i in range(config.num_layers)]
+        super().__init__(config, blocks, RMSNorm(config.hidden_size, config.norm_eps))
         self.rope = RotaryTable(config.head_dim, config.max_seq_len, config.rope_theta, config.rope_scaling)
         self.tie_weights()
 
-    def tie_weights(self) -> None:
-        """Make the output matrix the embedding itself, where the config says so."""
-        if self.config.tie_embeddings:
-            self.lm_head.weight = self.embed.weight
+    def positional(self, x: Tensor, positions: Tensor | None, state: Any) -> Rope:
+        """Return cos and sin for the positions."""
+        return self.rope(x.shape[1], positions)
 
-    def tied_names(self) -> dict[str, str]:
-        """Return which parameter is another one under a second name: {second: first}."""
-        return {"lm_head.weight": "embed.weight"} if self.config.tie_embeddings else {}
+    def cache_layout(self) -> list[LayerCache]:
+        """Return what each layer remembers of a sequence."""
+        c = self.config
+        return [LayerCache(c.num_kv_heads, c.head_dim, c.head_dim, c.window(i)) for i in range(c.num_layers)]
 
-    def _apply(self, fn: Any, recurse: bool = True) -> "Llama":
-        super()._apply(fn, recurse)
-        self.tie_weights()  # moving off the meta device makes a new parameter per module
-        return self
 
-    def hidden(
-        self,
-        input_ids: Tensor,
-        positions: Tensor | None = None,
-        mask: Tensor | None = None,
-        state: Any = None,
-    ) -> Tensor:
-        """Return the stream after the last norm, (B, T, D).
-
-        Args:
-            input_ids: (B, T) token ids.
-            positions: (B, T); None means 0 .. T-1. Needed with a state.
-            mask: Boolean, True where attention is allowed, broadcast to (B, 1, T, T); it narrows the causal mask.
-            state: A `DecodeState` that holds the past and does the masking, or None.
-        """
-        length = input_ids.shape[1]
-        if length > self.config.max_seq_len:
-            raise RequestError(
-                f"The input has {length} tokens; this model reads at most {self.config.max_seq_len}. Shorten it.",
-                code="context_length_exceeded",
-            )
-        if state is not None and (positions is None or mask is not None):
-            raise RequestError("With a decode state, give positions and no mask: the state knows what may be seen.")
-        rope = self.rope(length, positions)
-        x = self.embed(input_ids)  # (B, T, D)
-        for layer in self.layers:
-            x = layer(x, rope, mask, state)
-        return self.norm(x)
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        *,
-        attention_mask: Tensor | None = None,
-        positions: Tensor | None = None,
-        mask: Tensor | None = None,
-        state: Any = None,
-        last_only: bool = False,
-    ) -> CausalOutput:
-        """Return the logits of the next token at every position, or at the last one for ``last_only``.
-
-        ``attention_mask`` (B, T) marks tokens with 1 and padding with 0; the other arguments are those of `hidden`.
-        """
-        if attention_mask is not None:
-            padding = padding_mask(attention_mask)  # (B, 1, T, T)
-            mask = padding if mask is None else mask & padding
-        h = self.hidden(input_ids, positions, mask, state)
-        return CausalOutput(self.lm_head(h[:, -1:] if last_only else h))
-
-    def num_parameters(self) -> int:
-        """Count parameters, a tied one once."""
-        return sum(p.numel() for p in self.parameters())
-
-    def new_state(self, batch_size: int, max_seq_len: int | None = None, dtype: torch.dtype | None = None) -> Any:
-        """Return an empty dense `KVState` that fits this model."""
-        c, weight = self.config, self.embed.weight
-        assert c.num_kv_heads is not None and c.head_dim is not None
-        return KVState(
-            num_layers=c.num_layers,
-            batch_size=batch_size,
-            max_seq_len=max_seq_len or c.max_seq_len,
-            num_kv_heads=c.num_kv_heads,
-            head_dim=c.head_dim,
-            dtype=dtype or weight.dtype,
-            device=weight.device,
-        )
+ARCHITECTURES = dict.fromkeys(ARCHITECTURE_OF.values(), Llama)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from modelwright.base.errors import CheckpointError, DataError
 from modelwright.base.files import atomic_file, read_json, write_json
+from modelwright.models.layout import Stacked
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -98,9 +99,9 @@ def _shards(folder: Path) -> dict[Path, set[str]]:
     return shards
 
 
-def write_folder(folder: Path, tensors: Mapping[str, Tensor], max_shard_bytes: int) -> None:
+def write_folder(folder: Path, tensors: Mapping[str, Tensor | Stacked], max_shard_bytes: int) -> None:
     """Write the weights of a folder, in several files beyond ``max_shard_bytes``, and remove those of before."""
-    shards: list[dict[str, Tensor]] = [{}]
+    shards: list[dict[str, Tensor | Stacked]] = [{}]
     size = 0
     for name, tensor in tensors.items():
         if shards[-1] and size + tensor.nbytes > max_shard_bytes:
@@ -124,7 +125,7 @@ def write_folder(folder: Path, tensors: Mapping[str, Tensor], max_shard_bytes: i
             stale.unlink(missing_ok=True)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor | Stacked]) -> None:
     """Write one safetensors file, atomically.
 
     Raises:
@@ -133,7 +134,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """
     assert sys.byteorder == "little", "safetensors are little-endian"
     # Wide dtypes first, as the reference writer does: then every tensor starts on a multiple of its item size.
-    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, tensor in ordered:
@@ -153,5 +154,6 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         handle.write(len(text).to_bytes(8, "little"))
         handle.write(text)
         for _, tensor in ordered:
-            flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+            whole = tensor.make() if isinstance(tensor, Stacked) else tensor.detach().to("cpu").contiguous()
+            flat = whole.reshape(-1)
             handle.write(flat.view(torch.uint8).numpy().data)

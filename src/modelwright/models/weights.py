@@ -6,9 +6,7 @@ checks every name and shape before it returns. Saving writes each file to a temp
 last; other files in the folder (the tokenizer, a manifest) stay. Pickled weights are refused.
 """
 
-import fnmatch
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +17,16 @@ from torch.overrides import TorchFunctionMode
 from modelwright.base.errors import CheckpointError, ConfigError, DataError
 from modelwright.base.files import read_json, write_json
 from modelwright.base.registry import lookup
-from modelwright.models import ARCHITECTURES
+from modelwright.models import FAMILIES
+from modelwright.models.layout import from_published as from_published
+from modelwright.models.layout import is_ignored, pack, tied_names, unpack
+from modelwright.models.layout import to_published as to_published
 from modelwright.models.tensor_file import read_folder, write_folder
 from modelwright.nn import lowbit
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 MAX_SHARD_BYTES = 5_000_000_000
 ID_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-OLD_LEAVES = {"gamma": "weight", "beta": "bias"}  # names of the first BERT release
 
 
 def load_model(
@@ -48,20 +48,15 @@ def load_model(
     expected = model.state_dict()  # on the meta device: names and shapes
     found: dict[str, Tensor] = {}
     unexpected: list[str] = []
-    for file, published, tensor in read_folder(folder):
-        name = from_published(model, published)
-        if name is None or name not in expected:
-            if not _is_ignored(model, published):
-                unexpected.append(published)
-            continue
-        if name in found:
-            raise CheckpointError(f"{file}: {published} gives {name} a second time. Keep one of the two.")
-        if tensor.shape != expected[name].shape:
-            raise CheckpointError(
-                f"{file}: tensor {published} has shape {tuple(tensor.shape)}; {CONFIG} asks for "
-                f"{tuple(expected[name].shape)}. The config and the weights belong to different models."
-            )
-        found[name] = tensor.to(device=place, dtype=dtype if tensor.is_floating_point() else None)
+    for file, published, whole in read_folder(folder):
+        for name, tensor in _unpack(model, file, published, whole, expected):
+            if name is None:
+                if not is_ignored(model, published):
+                    unexpected.append(published)
+                continue
+            if name in found:
+                raise CheckpointError(f"{file}: {published} gives {name} a second time. Keep one of the two.")
+            found[name] = tensor.to(device=place, dtype=dtype if tensor.is_floating_point() else None)
     _check_ties(model, folder, found)
     _leave_out_optional(model, found)
     _check_complete(model, folder, found, unexpected)
@@ -83,9 +78,13 @@ def save_model(model: nn.Module, directory: str | Path, *, max_shard_bytes: int 
     """
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     folder = Path(directory)
-    tensors = _published_state(model)
+    if not hasattr(model, "published_names"):
+        raise CheckpointError(
+            f"A {type(model).__name__} cannot be saved: it has no published_names. Known: {', '.join(FAMILIES)}."
+        )
+    tensors = pack(model, model.state_dict())
     config: dict[str, Any] = dict(model.config.to_hf())  # type: ignore[operator, union-attr]
-    dtypes = [t.dtype for t in tensors.values() if t.is_floating_point()]
+    dtypes = [t.dtype for t in tensors.values() if t.dtype.is_floating_point]
     config["dtype"] = str(max(set(dtypes), key=dtypes.count)).removeprefix("torch.")
     quantization = getattr(model, "quantization_config", None)
     if quantization is not None:
@@ -98,39 +97,21 @@ def save_model(model: nn.Module, directory: str | Path, *, max_shard_bytes: int 
     write_json(folder / CONFIG, config)
 
 
-def to_published(model: nn.Module, name: str) -> str:
-    """Return the published name of one of our parameters.
-
-    Raises:
-        CheckpointError: It has none, for instance because an adapter wraps its layer.
-    """
-    path, _, leaf = name.rpartition(".")
-    published = _translate(path, model.published_names)  # type: ignore[arg-type]
-    if published is None:
-        raise CheckpointError(
-            f"Parameter {name} has no published name in {type(model).__name__}, so it cannot be saved. "
-            "If an adapter is attached, merge it (merge_lora) or save it on its own."
-        )
-    return f"{published}.{leaf}"
-
-
-def from_published(model: nn.Module, published: str) -> str | None:
-    """Return our name of a published tensor, or None where the model has no place for it."""
-    path, _, leaf = published.removeprefix(getattr(model, "optional_prefix", "")).rpartition(".")
-    names: Mapping[str, str] = model.published_names  # type: ignore[assignment]
-    ours = _translate(path, {theirs: mine for mine, theirs in names.items()})
-    return None if ours is None else f"{ours}.{OLD_LEAVES.get(leaf, leaf)}"
-
-
-def _translate(path: str, table: Mapping[str, str]) -> str | None:
-    """Look a dotted path up in a table whose keys and values write ``*`` for a layer's number."""
-    parts = path.split(".")
-    target = table.get(".".join("*" if part.isdigit() else part for part in parts))
-    if target is None:
-        return None
-    for number in filter(str.isdigit, parts):
-        target = target.replace("*", number, 1)
-    return target
+def _unpack(
+    model: nn.Module, file: Path, published: str, tensor: Tensor, expected: dict[str, Tensor]
+) -> list[tuple[str | None, Tensor]]:
+    """Name a published tensor, or its parts, and hold their shapes against the config's."""
+    try:
+        parts = unpack(model, published, tensor, expected)
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {error}") from None
+    for name, part in parts:
+        if name in expected and part.shape != expected[name].shape:
+            raise CheckpointError(
+                f"{file}: tensor {published} has shape {tuple(part.shape)}; {CONFIG} asks for "
+                f"{tuple(expected[name].shape)}. The config and the weights belong to different models."
+            )
+    return [(name if name in expected else None, part) for name, part in parts]
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -162,15 +143,8 @@ class _NoDraws(TorchFunctionMode):
 
 def _build_empty(folder: Path, values: dict[str, Any]) -> nn.Module:
     """Build the model that a config describes on the meta device: names and shapes, no storage."""
-    names = values.get("architectures") or []
-    name = names[0] if names else {"llama": "LlamaForCausalLM", "bert": "BertModel"}.get(values.get("model_type", ""))
-    if name not in ARCHITECTURES:
-        raise CheckpointError(
-            f"{folder / CONFIG} names the architecture {name!r}; known: {', '.join(sorted(ARCHITECTURES))}. "
-            "Use a model of one of these."
-        )
     try:
-        model_class = lookup(ARCHITECTURES, name, "architecture")
+        model_class = _find_class(values)
         with torch.device("meta"), _NoDraws():
             model: nn.Module = model_class(model_class.config_class.from_hf(values))
             if values.get("quantization_config") is not None:
@@ -178,6 +152,30 @@ def _build_empty(folder: Path, values: dict[str, Any]) -> nn.Module:
     except (ConfigError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
     return model
+
+
+def _find_class(values: dict[str, Any]) -> Any:
+    """Return the class for a config's model_type and architecture.
+
+    Raises:
+        ConfigError: Either is not known; the message lists what is.
+    """
+    family, names = values.get("model_type"), values.get("architectures") or []
+    if family is None:  # old exports name the architecture alone
+        family = next((f for f in FAMILIES if names and names[0] in lookup(FAMILIES, f, "model_type")), None)
+    if family not in FAMILIES:
+        raise ConfigError(
+            f"model_type is {family!r} and the architecture {names[0] if names else None!r}; known families: "
+            f"{', '.join(sorted(FAMILIES))}. Use a model of one of these."
+        )
+    classes = lookup(FAMILIES, family, "model_type")
+    name = names[0] if names else next(iter(classes))
+    if name not in classes:
+        raise ConfigError(
+            f"the architecture is {name!r}; of the family {family!r} these are known: {', '.join(sorted(classes))}. "
+            "Use a model of one of these."
+        )
+    return classes[name]
 
 
 def _make_low_bit(model: nn.Module, quantization: dict[str, Any]) -> None:
@@ -192,18 +190,9 @@ def _translate_layer(model: nn.Module, published: str) -> str:
     return published if ours is None else ours.removesuffix(".weight")
 
 
-def _is_ignored(model: nn.Module, published: str) -> bool:
-    bare = published.removeprefix(getattr(model, "optional_prefix", ""))
-    return any(fnmatch.fnmatchcase(bare, pattern) for pattern in getattr(model, "ignored_names", ()))
-
-
-def _tied_names(model: nn.Module) -> dict[str, str]:
-    return model.tied_names() if hasattr(model, "tied_names") else {}  # type: ignore[operator]
-
-
 def _check_ties(model: nn.Module, folder: Path, found: dict[str, Tensor]) -> None:
     """Let a tied tensor stand in the file under one name, the other, or both if they are equal."""
-    for second, first in _tied_names(model).items():
+    for second, first in tied_names(model).items():
         if second not in found:
             continue
         if first in found and not torch.equal(found[first], found[second]):
@@ -222,7 +211,7 @@ def _leave_out_optional(model: nn.Module, found: dict[str, Tensor]) -> None:
 
 
 def _check_complete(model: nn.Module, folder: Path, found: dict[str, Tensor], unexpected: list[str]) -> None:
-    tied = _tied_names(model)
+    tied = tied_names(model)
     missing = [to_published(model, n) for n in model.state_dict() if n not in found and n not in tied]
     if missing:
         raise CheckpointError(
@@ -263,19 +252,3 @@ def _finish(model: nn.Module, folder: Path, device: torch.device) -> nn.Module:
         except DataError as error:
             raise CheckpointError(str(error)) from error
     return model.eval()
-
-
-def _published_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return the state under published names, a tied tensor once."""
-    if not hasattr(model, "published_names"):
-        raise CheckpointError(
-            f"A {type(model).__name__} cannot be saved: it has no published_names. Known: {', '.join(ARCHITECTURES)}."
-        )
-    state, tied = model.state_dict(), _tied_names(model)
-    for second, first in tied.items():
-        if state[second].data_ptr() != state[first].data_ptr():
-            raise CheckpointError(
-                f"{second} should be {first} (tie_embeddings), but the two have parted. Call model.tie_weights(), "
-                "or build the model with tie_embeddings=False."
-            )
-    return {to_published(model, name): tensor for name, tensor in state.items() if name not in tied}
