@@ -1,0 +1,275 @@
+"""Every family against its reference in transformers: same random weights, same inputs, both directions.
+
+    python benchmarks/parity.py [--only NAME] [--json FILE] [--docs]
+
+For each case a tiny reference model is made, its weights moved away from their first values, saved, and read by
+`load_model`. Then are compared, in float32 on the CPU: the outputs (positions beyond 64), the outputs at tokens when
+rows are padded left and right, packed documents with separate ones, cached steps with the whole sequence, the gradient
+of every parameter, and what ``from_pretrained`` computes from our own export. `tests/models/test_parity.py` holds each
+case to its bounds; ``--docs`` writes the table of docs/models.md.
+
+A new family is one entry in CASES.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from modelwright.models.layout import pack
+from modelwright.models.weights import load_model, save_model
+
+LENGTH = 150
+MAX_ERROR = 1e-4  # of outputs, absolute
+MAX_GRADIENT_ERROR = 1e-3  # relative, in norm, a parameter at a time
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tiny model of one family."""
+
+    config: str  # class in transformers
+    values: dict[str, Any]  # its arguments
+    model: str = "AutoModelForCausalLM"  # class in transformers that is compared
+    outputs: dict[str, str] = field(default_factory=lambda: {"logits": "logits"})  # ours -> theirs
+    inputs: str = "text"  # text, text pair to text, image, image and text, speech: see make_inputs
+    file: str = ""  # our file in models/
+    source: str = ""  # the paper
+    checks: tuple[str, ...] = ("outputs", "padding", "packing", "steps", "gradients", "export")
+    note: str = ""  # what is deliberately not compared, and why
+
+
+SMALL = {"vocab_size": 101, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
+ENCODER = {"AutoModel": {"last_hidden_state": "last_hidden_state", "pooled": "pooler_output"}}
+
+CASES: dict[str, Case] = {
+    "llama": Case("LlamaConfig", SMALL | HEADS, file="llama", source="arXiv 2302.13971"),
+    "llama 3.1 rope": Case(
+        "LlamaConfig",
+        SMALL
+        | HEADS
+        | {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 10000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
+        file="llama",
+        source="arXiv 2407.21783",
+    ),
+    "mistral, window": Case(
+        "MistralConfig", SMALL | HEADS | {"sliding_window": 48}, file="llama", source="arXiv 2310.06825"
+    ),
+    "qwen2": Case("Qwen2Config", SMALL | HEADS, file="llama", source="arXiv 2407.10671"),
+    "qwen2, window": Case(
+        "Qwen2Config",
+        SMALL | HEADS | {"use_sliding_window": True, "sliding_window": 32, "max_window_layers": 1},
+        file="llama",
+        source="arXiv 2407.10671",
+    ),
+    "qwen3": Case(
+        "Qwen3Config",
+        SMALL | HEADS | {"head_dim": 32, "tie_word_embeddings": True},
+        file="llama",
+        source="arXiv 2505.09388",
+    ),
+    "bert": Case(
+        "BertConfig",
+        SMALL | {"num_attention_heads": 4, "max_position_embeddings": 256},
+        model="AutoModel",
+        outputs=ENCODER["AutoModel"],
+        file="bert",
+        source="arXiv 1810.04805",
+        checks=("outputs", "padding", "gradients", "export"),
+    ),
+}
+
+
+@dataclass
+class Report:
+    """Largest differences of one case; None: not compared."""
+
+    name: str
+    outputs: float | None = None
+    padding: float | None = None
+    packing: float | None = None
+    steps: float | None = None
+    gradients: float | None = None
+    export: float | None = None
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether every difference is within its bound."""
+        errors = {k: v for k, v in asdict(self).items() if isinstance(v, float)}
+        gradients = errors.pop("gradients", 0.0)
+        return all(v < MAX_ERROR for v in errors.values()) and gradients <= MAX_GRADIENT_ERROR
+
+
+def make_reference(case: Case, seed: int = 0) -> Any:
+    """Return the reference model with every parameter away from its first value."""
+    torch.manual_seed(seed)
+    config = getattr(transformers, case.config)(**case.values)
+    if case.model.startswith("Auto"):
+        model = getattr(transformers, case.model).from_config(config, attn_implementation="eager")
+    else:
+        model = getattr(transformers, case.model)(config)
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.1 * torch.randn(p.shape)
+    return model.eval()
+
+
+def make_inputs(case: Case, config: Any, seed: int = 1) -> dict[str, Tensor]:
+    """Return the arguments of a forward pass, the same for both sides."""
+    generator = torch.Generator().manual_seed(seed)
+    if case.inputs == "text":
+        return {"input_ids": random_ids(config.vocab_size, 2, LENGTH, generator)}
+    raise ValueError(f"no inputs of the kind {case.inputs!r}")
+
+
+def random_ids(vocab_size: int, batch: int, length: int, generator: torch.Generator) -> Tensor:
+    """Return token ids, (B, T); the first ten, where special tokens stand, are left out."""
+    return torch.randint(10, vocab_size, (batch, length), generator=generator)
+
+
+def run_case(name: str, folder: Path, seed: int = 0) -> Report:
+    """Compare one family in every way that applies to it."""
+    case = CASES[name]
+    theirs = make_reference(case, seed)
+    theirs.save_pretrained(folder / "theirs")
+    ours: Any = load_model(folder / "theirs")
+    inputs = make_inputs(case, theirs.config)
+    report = Report(name)
+    report.outputs = _difference(case, ours(**inputs), theirs(**inputs))
+    if "gradients" in case.checks:
+        report.gradients = gradient_error(case, ours, theirs, inputs)
+    with torch.no_grad():
+        if "padding" in case.checks:
+            report.padding = max(padding_error(case, ours, theirs, inputs, side) for side in ("left", "right"))
+        if "packing" in case.checks:
+            report.packing = packing_error(ours, inputs["input_ids"])
+        if "steps" in case.checks:
+            report.steps = step_error(ours, inputs["input_ids"])
+        if "export" in case.checks:
+            save_model(ours, folder / "ours")
+            again = type(theirs).from_pretrained(folder / "ours", attn_implementation="eager").eval()
+            report.export = _difference(case, again(**inputs), theirs(**inputs), is_ours=False)
+    return report
+
+
+def _difference(case: Case, first: Any, second: Any, is_ours: bool = True, keep: Tensor | None = None) -> float:
+    worst = 0.0
+    for mine, theirs in case.outputs.items():
+        a, b = getattr(first, mine if is_ours else theirs), getattr(second, theirs)
+        assert a is not None and a.shape == b.shape, f"{mine}: {None if a is None else a.shape} against {b.shape}"
+        gap = (a - b).abs()
+        if keep is not None and gap.dim() > 2 and gap.shape[:2] == keep.shape:
+            gap = gap[keep]
+        worst = max(worst, float(gap.max()))
+    return worst
+
+
+def gradient_error(case: Case, ours: Any, theirs: Any, inputs: dict[str, Tensor]) -> float:
+    """Return the largest relative difference of a parameter's gradient, a published tensor at a time."""
+    for model, names in ((ours, list(case.outputs)), (theirs, list(case.outputs.values()))):
+        model.zero_grad()
+        out = model(**inputs)
+        sum(_scalar(getattr(out, name)) for name in names).backward()
+    mine = {n: (torch.zeros_like(p) if p.grad is None else p.grad) for n, p in ours.named_parameters()}
+    tied = set(ours.tied_names()) if hasattr(ours, "tied_names") else set()
+    packed = pack(_Untied(ours), {n: g for n, g in mine.items() if n not in tied})
+    wanted = {n: p.grad for n, p in theirs.named_parameters() if p.grad is not None}
+    worst = 0.0
+    assert set(wanted) <= set(packed), f"no gradient here for {sorted(set(wanted) - set(packed))[:3]}"
+    for name, gradient in wanted.items():
+        other: Any = packed[name]
+        other = other.make() if hasattr(other, "make") else other
+        # A gradient that is nothing but rounding (a key's bias: softmax does not see it) has no relative error.
+        size = float(gradient.norm())
+        if size > 1e-5:
+            worst = max(worst, float((other - gradient).norm()) / size)
+    return worst
+
+
+class _Untied:
+    """A model's tables without its ties: what `pack` needs to name gradients."""
+
+    def __init__(self, model: Any):
+        self._model = model
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "tied_names":
+            return lambda: {}
+        return getattr(self._model, name)
+
+
+def _scalar(out: Tensor) -> Tensor:
+    weight = torch.linspace(-1, 1, out.numel()).view(out.shape)
+    return (out * weight).sum() / out.numel() ** 0.5
+
+
+def padding_error(case: Case, ours: Any, theirs: Any, inputs: dict[str, Tensor], side: str) -> float:
+    """Compare the outputs at tokens when rows of several lengths are padded on one side."""
+    ids = inputs["input_ids"]
+    mask = torch.ones_like(ids)
+    for row, missing in enumerate((40, 25)):
+        mask[row, slice(0, missing) if side == "left" else slice(ids.shape[1] - missing, None)] = 0
+    padded = inputs | {"attention_mask": mask}
+    mine, other = ours(**padded), theirs(**padded)
+    for name in case.outputs:
+        assert torch.isfinite(getattr(mine, name)).all(), f"{name} is not finite in padded rows"
+    return _difference(case, mine, other, keep=mask.bool())
+
+
+def packing_error(ours: Any, ids: Tensor) -> float:
+    """Compare two documents in one row with the same two alone."""
+    first, second = ids[:1, :70], ids[1:2, :80]
+    positions = torch.cat([torch.arange(70), torch.arange(80)])[None]
+    document = torch.tensor([0] * 70 + [1] * 80)
+    mask = (document[:, None] == document)[None, None]
+    packed = ours(torch.cat([first, second], dim=1), positions=positions, mask=mask).logits
+    alone = torch.cat([ours(first).logits, ours(second).logits], dim=1)
+    return float((packed - alone).abs().max())
+
+
+def step_error(ours: Any, ids: Tensor) -> float:
+    """Compare pieces through a decode state, single tokens among them, with the whole sequence."""
+    state = ours.new_state(batch_size=ids.shape[0])
+    pieces = []
+    for piece in ids.split([70, 1, 1, 30, *[1] * (LENGTH - 102)], dim=1):
+        pieces.append(ours(piece, positions=state.positions(piece.shape[1]), state=state).logits)
+    assert state.length == ids.shape[1]
+    return float((torch.cat(pieces, dim=1) - ours(ids).logits).abs().max())
+
+
+def main() -> None:
+    """Run the cases and write what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", help="one case by name")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    args = parser.parse_args()
+    reports = []
+    for name in [args.only] if args.only else CASES:
+        with tempfile.TemporaryDirectory() as folder:
+            reports.append(run_case(name, Path(folder)))
+        print(reports[-1], "ok" if reports[-1].is_equal else "NOT EQUAL", flush=True)
+    if args.json:
+        args.json.write_text(json.dumps([asdict(r) for r in reports], indent=1) + "\n", encoding="utf-8")
+    sys.exit(not all(r.is_equal for r in reports))
+
+
+if __name__ == "__main__":
+    main()
