@@ -17,6 +17,7 @@ _PUBLIC = {
     "SamplingParams": "modelwright.base.types",
     "Message": "modelwright.base.types",
     "Document": "modelwright.base.types",
+    "NgramModel": "modelwright.models.ngram",
     "Index": "modelwright.rag.index",
     "ask": "modelwright.rag.answer",
 }

@@ -1,4 +1,4 @@
-"""Kneser-Ney: a hand-computed example, a dictionary twin, and probabilities that sum to one."""
+"""N-grams over ids (Kneser-Ney against a dictionary twin) and over words: scores, perplexity, refusals."""
 
 import gzip
 import math
@@ -11,10 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import modelwright as mw
 from modelwright.base.errors import ConfigError, DataError
-from modelwright.models.ngram import DEFAULT_DISCOUNT, NgramModel
+from modelwright.models import SMOOTHINGS
+from modelwright.models.ngram import NgramModel
+from modelwright.models.ngram_smoothing import DEFAULT_DISCOUNT
 
 BOUNDARY = "boundary"
+NOVEL = ["the cat sat on the mat", "the dog sat", "a cat ran", "the dog ran to the mat", "a dog sat on a mat"]
+
+
+def train_ids(documents, order, vocab_size, smoothing="kneser_ney", bos_id=None):
+    return NgramModel.train(documents, order, smoothing, vocab_size=vocab_size, bos_id=bos_id)
 
 
 class SlowKneserNey:
@@ -75,8 +83,8 @@ def random_documents(seed, vocab_size, num=12):
 def test_bigram_computed_by_hand():
     # Documents "0 1" and "0 0 1" with boundary b: bigrams b0 x2, 01 x2, 00 x1. n1 = 1, n2 = 2: D2 = 1 / 5.
     # Distinct tokens before 0: {b, 0} = 2; before 1: {0} = 1; n1 = 1, n2 = 1: D1 = 1 / 3, total 3.
-    model = NgramModel.train([[0, 1], [0, 0, 1]], order=2, vocab_size=3)
-    assert model.discounts == pytest.approx((1 / 3, 1 / 5))
+    model = train_ids([[0, 1], [0, 0, 1]], 2, 3)
+    assert [found[0] for found in model.estimates] == pytest.approx([1 / 3, 1 / 5])
     uniform = (1 / 3) * 2 / 3 * (1 / 3)
     p0, p1 = (2 - 1 / 3) / 3 + uniform, (1 - 1 / 3) / 3 + uniform
     assert model.distribution([1]) == pytest.approx([p0, p1, uniform])  # nothing follows 1: the unigram level
@@ -90,9 +98,9 @@ def test_bigram_computed_by_hand():
 def test_kneser_ney_prefers_tokens_with_many_neighbours():
     # "Francisco" (1) is frequent but only ever after "San" (0); in a new context 2, seen after many, is likelier.
     documents = [[0, 1]] * 10 + [[4, 2], [5, 2], [6, 2], [7, 2]]
-    after_new = NgramModel.train(documents, order=2, vocab_size=9).distribution([8])
+    after_new = train_ids(documents, order=2, vocab_size=9).distribution([8])
     assert after_new[2] > after_new[1]
-    unigram = NgramModel.train(documents, order=1, vocab_size=9).distribution()
+    unigram = train_ids(documents, order=1, vocab_size=9).distribution()
     assert unigram[1] > unigram[2]
 
 
@@ -100,9 +108,9 @@ def test_kneser_ney_prefers_tokens_with_many_neighbours():
 @pytest.mark.parametrize("bos_id", [None, 0])
 def test_equals_the_dictionary_twin(order, bos_id):
     documents = random_documents(order, vocab_size=6)
-    fast = NgramModel.train(documents, order, 6, bos_id=bos_id)
+    fast = train_ids(documents, order, 6, bos_id=bos_id)
     slow = SlowKneserNey(documents, order, 6, bos_id=bos_id)
-    assert fast.discounts == pytest.approx(slow.discounts[1:])
+    assert [found[0] for found in fast.estimates] == pytest.approx(slow.discounts[1:])
     for ids in random_documents(99, vocab_size=6, num=4):
         assert fast.log_probs(ids) == pytest.approx(slow.log_probs(ids))
 
@@ -111,7 +119,7 @@ def test_equals_the_dictionary_twin(order, bos_id):
 @pytest.mark.parametrize("order", [1, 3, 5])
 def test_probabilities_sum_to_one(vocab_size, order):
     documents = random_documents(3, vocab_size)
-    model = NgramModel.train(documents, order, vocab_size)
+    model = train_ids(documents, order, vocab_size)
     seen = documents[0][:7]
     for context in ([], seen, [vocab_size - 1] * 6, [*seen, vocab_size - 1], random_documents(8, vocab_size)[0]):
         row = model.distribution(context)
@@ -124,13 +132,13 @@ def test_large_vocabulary_gives_the_same_probabilities_as_a_small_one():
     documents = random_documents(4, vocab_size=6)
     spread = [[100_000 + 17_000 * token for token in ids] for ids in documents]
     slow = SlowKneserNey(spread, 4, 250_000)
-    fast = NgramModel.train(spread, 4, 250_000)
+    fast = train_ids(spread, 4, 250_000)
     assert fast.log_probs(spread[0]) == pytest.approx(slow.log_probs(spread[0]))
 
 
 def test_log_probs_are_the_distribution_read_token_by_token():
     documents = random_documents(5, vocab_size=7)
-    model = NgramModel.train(documents, 4, 7)
+    model = train_ids(documents, 4, 7)
     ids = [3, 0, 0, 1, 6, 2]
     expected = [math.log(model.distribution(ids[:i])[token]) for i, token in enumerate(ids)]
     assert model.log_probs(ids) == pytest.approx(expected)
@@ -138,40 +146,40 @@ def test_log_probs_are_the_distribution_read_token_by_token():
 
 
 def test_no_ngram_spans_two_documents():
-    apart = NgramModel.train([[0, 1], [2, 3]], 2, 4)
-    joined = NgramModel.train([[0, 1, 2, 3]], 2, 4)
+    apart = train_ids([[0, 1], [2, 3]], 2, 4)
+    joined = train_ids([[0, 1, 2, 3]], 2, 4)
     assert apart.distribution([1])[2] == apart.distribution([3])[2]
     assert joined.distribution([1])[2] > joined.distribution([3])[2]
 
 
 def test_bits_per_byte_sums_over_documents():
     documents = random_documents(6, vocab_size=6)
-    model = NgramModel.train(documents, 3, 6)
+    model = train_ids(documents, 3, 6)
     nats = -sum(model.log_probs(ids).sum() for ids in documents)
     assert model.bits_per_byte(documents, 50) == pytest.approx(nats / math.log(2) / 50)
 
 
 def test_order_beyond_every_document():
-    model = NgramModel.train([[0, 1], [1]], order=7, vocab_size=2)
+    model = train_ids([[0, 1], [1]], order=7, vocab_size=2)
     assert model.order == 7
     assert model.distribution([0, 1]).sum() == pytest.approx(1.0)
 
 
 def test_refusals_name_the_value():
-    with pytest.raises(ConfigError, match="'witten_bell'; known: kneser_ney"):
-        NgramModel.train([[0]], 2, 4, smoothing="witten_bell")
+    with pytest.raises(ConfigError, match="smoothing is 'witten_bell'; known: add_k, interpolated, katz, kneser_ney"):
+        train_ids([[0]], 2, 4, smoothing="witten_bell")
     with pytest.raises(ConfigError, match="order is 0"):
-        NgramModel.train([[0]], 0, 4)
+        train_ids([[0]], 0, 4)
     with pytest.raises(ConfigError, match="bos_id is 4"):
-        NgramModel.train([[0]], 2, 4, bos_id=4)
+        train_ids([[0]], 2, 4, bos_id=4)
     with pytest.raises(DataError, match="2 documents hold no tokens"):
-        NgramModel.train([[], []], 2, 4)
+        train_ids([[], []], 2, 4)
     with pytest.raises(DataError, match="Token id 9 is outside the vocabulary of 4"):
-        NgramModel.train([[0, 9]], 2, 4)
+        train_ids([[0, 9]], 2, 4)
     with pytest.raises(DataError, match="Token id 4"):
-        NgramModel.train([[0]], 2, 4).log_probs([4])
+        train_ids([[0]], 2, 4).log_probs([4])
     with pytest.raises(DataError, match="num_bytes is 0"):
-        NgramModel.train([[0]], 2, 4).bits_per_byte([[0]], 0)
+        train_ids([[0]], 2, 4).bits_per_byte([[0]], 0)
 
 
 def test_longer_context_helps_on_real_text_and_not_on_shuffled_text():
@@ -181,9 +189,76 @@ def test_longer_context_helps_on_real_text_and_not_on_shuffled_text():
     data = np.frombuffer(gzip.decompress(place.read_bytes()), np.uint8)[:300_000].astype(np.int64)
     train, held_out = data[:270_000], data[270_000:]
     begin = time.perf_counter()
-    bits = [NgramModel.train([train], k, 256).bits_per_byte([held_out], len(held_out)) for k in (1, 3, 5)]
+    bits = [train_ids([train], k, 256).bits_per_byte([held_out], len(held_out)) for k in (1, 3, 5)]
     assert time.perf_counter() - begin < 20  # about 0.5 s on an idle machine
     assert bits[0] > bits[1] > bits[2] and bits[2] < 2.6
     shuffled = np.random.default_rng(0).permutation(train)
-    control = NgramModel.train([shuffled], 5, 256).bits_per_byte([held_out], len(held_out))
+    control = train_ids([shuffled], 5, 256).bits_per_byte([held_out], len(held_out))
     assert control > bits[0] - 0.01
+
+
+@pytest.mark.parametrize("smoothing", SMOOTHINGS)
+def test_sentences_end_and_unknown_words_have_a_probability(smoothing):
+    model = NgramModel.train(NOVEL, 3, smoothing)
+    assert model.vocabulary is not None and model.vocabulary[:2] == ["<unk>", "</s>"] and "<s>" not in model.vocabulary
+    scores = model.log_probs("the cat sat")
+    assert len(scores) == 4  # three words and the end
+    assert model.log_prob(["the", "cat", "sat"]) == pytest.approx(scores.sum())
+    assert model.log_prob("the cat sat", end=False) == pytest.approx(scores[:3].sum())
+    context = ["the", "cat", "sat"]
+    steps = [model.distribution(context[:i])[model.vocabulary.index(w)] for i, w in enumerate([*context, "</s>"])]
+    assert np.exp(scores) == pytest.approx(steps)
+    unknown = model.log_probs("the platypus sat")
+    assert np.isfinite(unknown).all() and unknown[1] == pytest.approx(model.log_probs("the <unk> sat")[1])
+    assert model.perplexity("the cat sat") == pytest.approx(math.exp(-scores.mean()))
+    both = [*scores, *model.log_probs("a dog")]
+    assert model.perplexity("the cat sat", ["a", "dog"]) == pytest.approx(math.exp(-np.mean(both)))
+
+
+def test_words_lists_and_numbers_are_the_same_text():
+    split = NgramModel.train([text.split() for text in NOVEL], 3)
+    assert split.log_prob("the cat ran") == NgramModel.train(NOVEL, 3).log_prob(["the", "cat", "ran"])
+    numbers = NgramModel.train([[10, 20, 10], [20, 10]], 2)
+    assert numbers.log_prob([10, 20]) == numbers.log_prob("10 20")
+
+
+def test_rare_words_are_counted_as_unknown():
+    model = NgramModel.train(["a a b", "a b c", "d"], 2, "laplace", min_count=2)
+    assert model.vocabulary == ["<unk>", "</s>", "a", "b"]
+    assert model.log_prob("c") == model.log_prob("d") > NgramModel.train(["a a b", "a b"], 2, "laplace").log_prob("c")
+
+
+def test_sentences_drawn_from_a_model_are_its_own():
+    model = NgramModel.train(["a b c d"] * 20, 3)
+    drawn = [model.generate(seed) for seed in range(10)]
+    assert drawn == [model.generate(seed) for seed in range(10)]
+    assert sum(sentence == ["a", "b", "c", "d"] for sentence in drawn) >= 5
+    assert all(len(model.generate(seed, max_tokens=2)) <= 2 for seed in range(5))
+
+
+def test_the_public_name():
+    assert mw.NgramModel is NgramModel
+
+
+def test_refusals_over_words():
+    with pytest.raises(DataError, match="texts is one string"):
+        NgramModel.train("a b")
+    with pytest.raises(DataError, match="'</s>', which marks a sentence's boundary"):
+        NgramModel.train(["a </s> b"])
+    with pytest.raises(DataError, match="1 documents hold no tokens"):
+        NgramModel.train(["  "])
+    with pytest.raises(ConfigError, match=r"k is 0\.1 with smoothing 'katz'"):
+        NgramModel.train(["a"], 2, "katz", k=0.1)
+    with pytest.raises(ConfigError, match="min_count is 0"):
+        NgramModel.train(["a"], 2, min_count=0)
+    with pytest.raises(ConfigError, match="bos_id is 1; expected None"):
+        NgramModel.train(["a"], 2, bos_id=1)
+    with pytest.raises(DataError, match="no tokens; perplexity needs"):
+        NgramModel.train(["a"], 2).perplexity()
+    ids = NgramModel.train([[0, 1]], 2, vocab_size=2)
+    with pytest.raises(ConfigError, match="trained over token ids"):
+        ids.save_arpa("never.arpa")
+    with pytest.raises(ConfigError, match="trained over token ids"):
+        ids.generate(0)
+    with pytest.raises(DataError, match="is a string, but this model is over token ids"):
+        ids.log_prob("0 1")

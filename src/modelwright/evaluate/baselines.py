@@ -12,6 +12,7 @@ def ngram_bits_per_byte(
 ) -> float:
     """Train an interpolated Kneser-Ney model and return its held-out bits per byte; order 1 is the unigram."""
     rows = tokenizer.encode_batch([document.text for document in train])
-    model = NgramModel.train(rows, order=order, vocab_size=tokenizer.vocab_size, bos_id=tokenizer.eos_id)
+    sizes = {"vocab_size": tokenizer.vocab_size, "bos_id": tokenizer.eos_id}
+    model = NgramModel.train(rows, order, "kneser_ney", **sizes)
     num_bytes = sum(len(document.text.encode()) for document in held_out)
     return model.bits_per_byte(tokenizer.encode_batch([document.text for document in held_out]), num_bytes)

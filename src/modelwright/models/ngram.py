@@ -1,117 +1,141 @@
-"""N-gram language models with interpolated Kneser-Ney smoothing: the baseline that a neural model must beat.
+"""N-gram language models over words or token ids: the baseline that a neural model must beat.
 
-    P_k(w | h) = (max(c_k(h w) - D_k, 0) + D_k N_k(h) P_{k-1}(w | h')) / sum_v c_k(h v)
+The probability of a word depends on the ``order - 1`` words before it. `NgramModel.train` counts them
+(`ngram_counts`), shares out probability by one of six methods (`ngram_smoothing`), and keeps the result as a back-off
+model: P(w | h) is stored if h w was seen, else it is b(h) P(w | h') with h' the context without its oldest word.
 
-h is the context of k - 1 tokens, h' the same without its oldest token, N_k(h) the number of distinct tokens seen
-after h, D_k = n1 / (n1 + 2 n2) with n_r the number of k-grams counted r times. c is the raw count at the highest
-order and below it the number of distinct tokens seen before the k-gram; a k-gram that opens a document has nothing
-before it, so there each occurrence counts. P_0 is uniform; an unseen context leaves P_{k-1} as it is.
-
-Every level keeps its k-grams as one sorted array of (id of the context one level down) x width + token, so that
-training is a sort and scoring a binary search a level, for any vocabulary.
-Source: Kneser & Ney 1995; Chen & Goodman 1999, sections 2.7, 2.8 and 4.1. Not done: modified discounts, pruning, ARPA.
+Over words, a text is one sentence: ``<s>`` opens it, ``</s>`` closes it and is predicted, a word never seen is
+``<unk>``, which is what KenLM and SRILM do; such a model is saved as ARPA (`arpa`) and read back. Over ids, the
+vocabulary is closed and nothing is added but a boundary in front.
+Source: Chen & Goodman 1999. Not done: pruning, class-based models.
 """
 
+import math
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from modelwright.base.errors import ConfigError, DataError
+from modelwright.base.registry import lookup
+from modelwright.models import SMOOTHINGS
+from modelwright.models.arpa import BOS, EOS, UNK, read_arpa, write_arpa
+from modelwright.models.ngram_counts import Ints, count_ngrams, look_up
+from modelwright.models.ngram_smoothing import BackoffLevel
 
-SMOOTHINGS = ("kneser_ney",)
 MAX_ORDER = 16
-# The estimate n1 / (n1 + 2 n2) needs k-grams seen once and twice; a toy corpus may have none.
-DEFAULT_DISCOUNT = 0.75
+DEFAULT_K = 0.05
 
-
-@dataclass(frozen=True)
-class _Level:
-    """The k-grams of one order. ``keys`` is sorted; a k-gram's id is its place in it.
-
-    The other arrays end in a zero, which is what the id -1 ("never seen") finds there.
-    """
-
-    keys: NDArray[np.int64]  # context id x width + token
-    counts: NDArray[np.int64]  # adjusted count of each k-gram
-    totals: NDArray[np.int64]  # sum of counts after each context
-    kinds: NDArray[np.int64]  # distinct tokens after each context
-    discount: float
+Text = str | Sequence[str] | Sequence[int]  # a string is split at white space; or words; or token ids
 
 
 class NgramModel:
-    """An interpolated Kneser-Ney model over token ids.
+    """An n-gram model; make one with `train` or `load_arpa`.
 
     Example:
-        >>> model = NgramModel.train([[0, 1, 0, 1, 1]], order=2, vocab_size=2)
-        >>> float(model.distribution([0]).sum())
-        1.0
+        >>> model = NgramModel.train(["the cat sat", "the dog sat", "a cat ran"], order=2)
+        >>> model.log_prob(["the", "cat", "ran"]) > model.log_prob(["ran", "the", "cat"])
+        True
+        >>> bool(abs(model.distribution(["the"]).sum() - 1) < 1e-9)
+        True
     """
 
-    def __init__(self, levels: Sequence[_Level], vocab_size: int, bos_id: int | None):
+    def __init__(
+        self,
+        levels: Sequence[BackoffLevel],
+        vocab_size: int,
+        *,
+        bos_id: int | None = None,
+        vocabulary: Sequence[str] | None = None,
+        num_ngrams: Sequence[int] = (),
+        estimates: Sequence[tuple[float, ...]] = (),
+    ):
         self._levels = list(levels)
         self.vocab_size = vocab_size
         self.bos_id = bos_id
+        self.vocabulary = list(vocabulary) if vocabulary is not None else None  # of the ids, if the model is of words
+        self.num_ngrams = tuple(num_ngrams)  # distinct n-grams seen at each order, from unigrams up
+        self.estimates = tuple(estimates)  # what the smoothing estimated at each order: discounts, lambdas, ...
         # Without an id of its own the boundary is one symbol past the vocabulary: a context, never predicted.
         self._boundary = vocab_size if bos_id is None else bos_id
         self._width = vocab_size + 1
+        self._ids = {word: i for i, word in enumerate(self.vocabulary or ())}
 
     @property
     def order(self) -> int:
         """Length of the longest n-gram; the context is one token shorter."""
         return len(self._levels)
 
-    @property
-    def num_ngrams(self) -> tuple[int, ...]:
-        """Distinct n-grams kept at each order, from unigrams up."""
-        return tuple(int((level.counts > 0).sum()) for level in self._levels)
-
-    @property
-    def discounts(self) -> tuple[float, ...]:
-        """D_1 .. D_order."""
-        return tuple(level.discount for level in self._levels)
-
     @classmethod
     def train(
         cls,
-        documents: Sequence[Sequence[int]],
-        order: int,
-        vocab_size: int,
-        smoothing: str = "kneser_ney",
+        texts: Sequence[Text],
+        order: int = 5,
+        smoothing: str = "modified_kneser_ney",
+        *,
+        vocab_size: int | None = None,
         bos_id: int | None = None,
+        min_count: int = 1,
+        k: float | None = None,
     ) -> "NgramModel":
-        """Count the n-grams of ``documents`` (token ids, one sequence a document; none spans two documents).
+        """Count the n-grams of ``texts``; none spans two texts.
 
         Args:
-            bos_id: The token that stands before each document as context, usually the end-of-text id. None: a
-                symbol of its own that is no part of the vocabulary.
+            texts: Sentences. A string is split at white space; otherwise words or ids.
+            order: Length of the longest n-gram.
+            smoothing: laplace, add_k, katz, interpolated (Jelinek-Mercer), kneser_ney or modified_kneser_ney.
+            vocab_size: None: the words are those of the texts. Given: texts are token ids below it.
+            bos_id: With ``vocab_size``, the id that stands before each text as context, usually the end-of-text id.
+                None: a symbol of its own that is no part of the vocabulary.
+            min_count: Words seen less often are counted as ``<unk>``. Models are compared on one vocabulary.
+            k: For add_k, what is added to each count. None: 0.05.
 
         Raises:
-            ConfigError: An unknown smoothing or an order out of range.
-            DataError: No tokens, or an id outside the vocabulary.
+            ConfigError: An unknown smoothing, an order out of range, or settings that have no effect together.
+            DataError: No tokens, an id outside the vocabulary, or a boundary symbol inside a text.
         """
-        if smoothing not in SMOOTHINGS:
-            raise ConfigError(f"Unknown smoothing {smoothing!r}; known: {', '.join(SMOOTHINGS)}.")
-        if not 1 <= order <= MAX_ORDER:
-            raise ConfigError(f"order is {order}; expected 1 (unigram) to {MAX_ORDER}.")
-        if bos_id is not None and not 0 <= bos_id < vocab_size:
-            raise ConfigError(f"bos_id is {bos_id}; expected None or an id below the vocabulary size {vocab_size}.")
-        model = cls([], vocab_size, bos_id)
-        tokens, places = model._flatten(documents)
-        if len(tokens) == len(documents):
-            raise DataError(f"{len(documents)} documents hold no tokens; an n-gram model needs text to count.")
-        model._levels = model._count(tokens, places, order)
+        estimate = lookup(SMOOTHINGS, smoothing, "smoothing")
+        _check_settings(order, smoothing, vocab_size, bos_id, min_count, k)
+        if isinstance(texts, str):
+            raise DataError("texts is one string; expected a list of sentences. Use text.splitlines() or [text].")
+        vocabulary = None
+        if vocab_size is None:
+            words = [_words(text) for text in texts]
+            counts = Counter(chain.from_iterable(words))
+            kept = [word for word, count in counts.items() if count >= min_count and word != UNK]
+            vocabulary = [UNK, EOS, *kept]
+            texts, vocab_size = words, len(vocabulary)
+        model = cls([], vocab_size, bos_id=bos_id, vocabulary=vocabulary)
+        rows = [model._encode(text) for text in texts]
+        if not any(len(row) > (vocabulary is not None) for row in rows):
+            raise DataError(f"{len(rows)} documents hold no tokens; an n-gram model needs text to count.")
+        tokens, places = model._flatten(rows)
+        levels = count_ngrams(tokens, places, order, model._width, model._boundary)
+        model.num_ngrams = tuple(int((level.raw > 0).sum()) for level in levels)
+        model._levels, model.estimates = estimate(levels, vocab_size, DEFAULT_K if k is None else k)
         return model
 
-    def _flatten(self, documents: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _encode(self, text: Text) -> Sequence[int]:
+        """Return the ids of a text; over words, that of the end of the sentence included."""
+        if self.vocabulary is None:
+            if isinstance(text, str):
+                raise DataError(
+                    f"The text {text[:40]!r} is a string, but this model is over token ids. Encode it first."
+                )
+            return text  # type: ignore[return-value]
+        unknown = self._ids[UNK]
+        return [*(self._ids.get(word, unknown) for word in _words(text)), self._ids[EOS]]
+
+    def _flatten(self, rows: Sequence[Sequence[int]]) -> tuple[Ints, Ints]:
         """Join documents, each behind its boundary; also return every token's place in its document (boundary 0)."""
-        lengths = np.fromiter((len(d) + 1 for d in documents), np.int64, len(documents))
+        lengths = np.fromiter((len(row) + 1 for row in rows), np.int64, len(rows))
         starts = np.cumsum(lengths) - lengths
         places = np.arange(int(lengths.sum())) - np.repeat(starts, lengths)
         tokens = np.full(len(places), self._boundary, np.int64)
-        tokens[places > 0] = np.fromiter(chain.from_iterable(documents), np.int64)
+        tokens[places > 0] = np.fromiter(chain.from_iterable(rows), np.int64)
         wrong = (places > 0) & ((tokens < 0) | (tokens >= self.vocab_size))
         if wrong.any():
             raise DataError(
@@ -120,95 +144,127 @@ class NgramModel:
             )
         return tokens, places
 
-    def _count(self, tokens: NDArray[np.int64], places: NDArray[np.int64], order: int) -> list[_Level]:
-        width = self._width
-        ids = tokens  # id of the k-gram that ends at each token; a unigram's id is the token itself
-        size = width  # how many ids there are
-        keys, contexts = np.arange(width), np.zeros(width, np.int64)
-        num_contexts = 1
-        levels = []
-        for k in range(1, order + 1):
-            is_predicted = places >= max(k - 1, 1)
-            if k == order:
-                counts = np.bincount(ids[is_predicted], minlength=size)
-                levels.append(_make_level(keys, counts, contexts, num_contexts))
-                break
-            # The next order's distinct k-grams say how many tokens were seen before each of this order's.
-            at = np.flatnonzero(places >= k)
-            longer_keys, first, inverse = np.unique(
-                ids[at - 1] * width + tokens[at], return_index=True, return_inverse=True
-            )
-            counts = np.bincount(ids[at[first]], minlength=size)
-            if k > 1:
-                counts += np.bincount(ids[places == k - 1], minlength=size)
-            levels.append(_make_level(keys, counts, contexts, num_contexts))
-            keys, contexts, num_contexts = longer_keys, longer_keys // width, size
-            ids = np.full(len(tokens), -1, np.int64)
-            ids[at] = inverse
-            size = len(keys)
-        return levels
-
-    def _context_ids(self, tokens: NDArray[np.int64], places: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    def _context_ids(self, tokens: Ints, places: Ints) -> list[Ints]:
         """For each order k, the id of the (k-1)-gram that ends at each token; -1 where it was never seen."""
         found = [np.zeros(len(tokens), np.int64), tokens]
         for k, level in enumerate(self._levels[1:-1], start=2):
             ids = np.full(len(tokens), -1, np.int64)
             at = np.flatnonzero(places >= k - 1)
-            ids[at] = _look_up(level.keys, found[-1][at - 1], tokens[at], self._width)
+            ids[at] = look_up(level.keys, found[-1][at - 1], tokens[at], self._width)
             found.append(ids)
         return found[: self.order]
 
-    def _probabilities(self, contexts: Sequence[NDArray[np.int64]], words: NDArray[np.int64]) -> NDArray[np.float64]:
+    def _probabilities(self, contexts: Sequence[Ints], words: Ints) -> NDArray[np.float64]:
         """P(word | context) elementwise; ``contexts[k - 1]`` holds the context ids of order k."""
-        result = np.full(len(words), 1.0 / self.vocab_size)
-        for level, context in zip(self._levels, contexts, strict=True):
-            place = _look_up(level.keys, context, words, self._width)
-            total = level.totals[context]
-            kept = (
-                np.maximum(level.counts[place] - level.discount, 0.0) + level.discount * level.kinds[context] * result
-            )
-            result = np.where(total > 0, kept / np.maximum(total, 1), result)
+        result = np.empty(len(words))
+        for k, (level, context) in enumerate(zip(self._levels, contexts, strict=True), start=1):
+            place = look_up(level.keys, context, words, self._width)
+            backed_off = level.weights[context] * result if k > 1 else 0.0
+            # At order 1 every word has a place, so nothing undefined is read.
+            result = np.where(place >= 0, np.append(level.probs, 0.0)[place], backed_off)
         return result
 
-    def _score(self, documents: Sequence[Sequence[int]]) -> NDArray[np.float64]:
-        tokens, places = self._flatten(documents)
+    def _score(self, rows: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+        tokens, places = self._flatten(rows)
         at = np.flatnonzero(places > 0)
         contexts = [ids[at - 1] for ids in self._context_ids(tokens, places)]
         return np.log(self._probabilities(contexts, tokens[at]))
 
-    def log_probs(self, ids: Sequence[int]) -> NDArray[np.float64]:
-        """Natural log-probability of each token of one document, given up to ``order - 1`` tokens before it."""
-        return self._score([ids])
+    def log_probs(self, tokens: Text) -> NDArray[np.float64]:
+        """Natural log-probability of each token of one text, given up to ``order - 1`` tokens before it.
 
-    def distribution(self, context: Sequence[int] = ()) -> NDArray[np.float64]:
-        """Return P(token | context) for the whole vocabulary; ``context`` is read as the start of a document."""
-        tokens, places = self._flatten([context])
+        Over words, one more stands at the end: that of the end of the sentence.
+        """
+        return self._score([self._encode(tokens)])
+
+    def log_prob(self, tokens: Text, *, end: bool = True) -> float:
+        """Natural log-probability of one whole sentence, from its beginning; divide by ln 10 for KenLM's score.
+
+        Args:
+            tokens: The sentence, without boundary symbols.
+            end: Over words, count the end of the sentence too. Over ids there is none.
+        """
+        found = self.log_probs(tokens)
+        return float(found[:-1].sum() if self.vocabulary is not None and not end else found.sum())
+
+    def perplexity(self, *texts: Text) -> float:
+        """Return exp of the mean negative log-probability a token, over all texts given; ends of sentences count."""
+        scores = self._score([self._encode(text) for text in texts])
+        if not len(scores):
+            raise DataError(f"{len(texts)} texts hold no tokens; perplexity needs at least one.")
+        return float(np.exp(-scores.mean()))
+
+    def distribution(self, context: Text = ()) -> NDArray[np.float64]:
+        """Return P(token | context) for the whole vocabulary; ``context`` is read as the start of a text."""
+        row = self._encode(context)
+        tokens, places = self._flatten([row if self.vocabulary is None else row[:-1]])
         contexts = [np.repeat(ids[-1:], self.vocab_size) for ids in self._context_ids(tokens, places)]
         return self._probabilities(contexts, np.arange(self.vocab_size))
 
-    def bits_per_byte(self, documents: Sequence[Sequence[int]], num_bytes: int) -> float:
+    def bits_per_byte(self, documents: Sequence[Text], num_bytes: int) -> float:
         """Bits that the model spends on ``documents``, for each of the ``num_bytes`` bytes of their text."""
         if num_bytes < 1:
             raise DataError(f"num_bytes is {num_bytes}; bits per byte needs at least one byte of text.")
-        return float(-self._score(documents).sum() / np.log(2) / num_bytes)
+        return float(-self._score([self._encode(d) for d in documents]).sum() / math.log(2) / num_bytes)
+
+    def generate(self, seed: int, max_tokens: int = 40) -> list[str]:
+        """Draw a sentence word by word until its end; a model of words only."""
+        words = self._vocabulary("generate draws words")
+        draw = np.random.default_rng(seed)
+        sentence: list[str] = []
+        while len(sentence) < max_tokens:
+            probs = self.distribution(sentence)
+            word = words[int(draw.choice(self.vocab_size, p=probs / probs.sum()))]
+            if word == EOS:
+                break
+            sentence.append(word)
+        return sentence
+
+    def save_arpa(self, path: str | Path) -> None:
+        """Write the model in the ARPA format, which KenLM, SRILM and speech recognisers read."""
+        write_arpa(Path(path), self._levels, self._vocabulary("An ARPA file holds words"))
+
+    @classmethod
+    def load_arpa(cls, path: str | Path) -> "NgramModel":
+        """Read an ARPA file, ours or another's.
+
+        Raises:
+            DataError: The file is not there or not what its header says; the message names the line.
+        """
+        levels, vocabulary = read_arpa(Path(path))
+        # The boundary is an entry of the file that is never predicted.
+        sizes = [len(level.keys) for level in levels]
+        return cls(levels, len(vocabulary), vocabulary=vocabulary, num_ngrams=[sizes[0] - 1, *sizes[1:]])
+
+    def _vocabulary(self, purpose: str) -> list[str]:
+        if self.vocabulary is None:
+            raise ConfigError(
+                f"{purpose}, but this model was trained over token ids (vocab_size={self.vocab_size}). "
+                "Train it on words: leave out vocab_size."
+            )
+        return self.vocabulary
 
 
-def _make_level(
-    keys: NDArray[np.int64], counts: NDArray[np.int64], contexts: NDArray[np.int64], num_contexts: int
-) -> _Level:
-    once, twice = int((counts == 1).sum()), int((counts == 2).sum())
-    discount = once / (once + 2 * twice) if once and twice else DEFAULT_DISCOUNT
-    totals = np.bincount(contexts, weights=counts, minlength=num_contexts).astype(np.int64)
-    kinds = np.bincount(contexts[counts > 0], minlength=num_contexts)
-    return _Level(keys, np.append(counts, 0), np.append(totals, 0), np.append(kinds, 0), discount)
+def _words(text: Text) -> list[str]:
+    words = text.split() if isinstance(text, str) else [str(token) for token in text]
+    for word in (BOS, EOS):
+        if word in words:
+            raise DataError(f"The text holds {word!r}, which marks a sentence's boundary and is added. Remove it.")
+    return words
 
 
-def _look_up(
-    keys: NDArray[np.int64], contexts: NDArray[np.int64], words: NDArray[np.int64], width: int
-) -> NDArray[np.int64]:
-    """Places of the k-grams (context, word) in the sorted ``keys``; -1 where there is none."""
-    wanted = contexts * width + words
-    if not len(keys):
-        return np.full(len(wanted), -1, np.int64)
-    place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where((contexts >= 0) & (keys[place] == wanted), place, -1)
+def _check_settings(
+    order: int, smoothing: str, vocab_size: int | None, bos_id: int | None, min_count: int, k: float | None
+) -> None:
+    if not 1 <= order <= MAX_ORDER:
+        raise ConfigError(f"order is {order}; expected 1 (unigram) to {MAX_ORDER}.")
+    if bos_id is not None and (vocab_size is None or not 0 <= bos_id < vocab_size):
+        raise ConfigError(f"bos_id is {bos_id}; expected None or an id below the vocabulary size {vocab_size}.")
+    if min_count < 1 or (vocab_size is not None and min_count != 1):
+        raise ConfigError(
+            f"min_count is {min_count}; expected 1 or more, and 1 with vocab_size, where words are given."
+        )
+    if k is not None and (smoothing != "add_k" or not k > 0):
+        raise ConfigError(
+            f"k is {k} with smoothing {smoothing!r}; expected a positive number, and add_k alone uses it."
+        )
