@@ -49,6 +49,14 @@ class Case:
 
 SMALL = {"vocab_size": 101, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
+MAMBA2 = {"vocab_size": 101, "hidden_size": 48, "num_hidden_layers": 3, "num_heads": 12, "head_dim": 8, "state_size": 8}
+BAMBA = (SMALL | HEADS) | {
+    "num_hidden_layers": 4,
+    "mamba_n_heads": 8,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 8,
+    "mamba_chunk_size": 32,
+}
 ENCODER = {"AutoModel": {"last_hidden_state": "last_hidden_state", "pooled": "pooler_output"}}
 
 CASES: dict[str, Case] = {
@@ -94,6 +102,34 @@ CASES: dict[str, Case] = {
         file="bert",
         source="arXiv 1810.04805",
         checks=("outputs", "padding", "gradients", "export"),
+    ),
+    "mamba": Case(
+        "MambaConfig",
+        {"vocab_size": 101, "hidden_size": 48, "num_hidden_layers": 3, "state_size": 8, "time_step_rank": 4},
+        file="mamba",
+        source="arXiv 2312.00752",
+    ),
+    "mamba2": Case("Mamba2Config", MAMBA2 | {"n_groups": 2}, file="mamba2", source="arXiv 2405.21060"),
+    "mamba2, one group, tied": Case(
+        "Mamba2Config",
+        MAMBA2 | {"n_groups": 1, "tie_word_embeddings": True, "time_step_limit": (0.01, 0.5), "chunk_size": 16},
+        file="mamba2",
+        source="arXiv 2405.21060",
+    ),
+    "rwkv": Case(
+        "RwkvConfig",
+        SMALL | {"context_length": 256, "use_cache": False},
+        file="rwkv",
+        source="arXiv 2305.13048",
+        checks=("outputs", "packing", "steps", "gradients", "export"),
+        note="padding: the reference does not use the attention mask; tests/models/test_rwkv.py has it",
+    ),
+    "bamba": Case("BambaConfig", BAMBA | {"attn_layer_indices": [1, 3]}, file="hybrid", source="arXiv 2405.21060"),
+    "bamba, biases": Case(
+        "BambaConfig",
+        BAMBA | {"attn_layer_indices": [0], "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+        file="hybrid",
+        source="arXiv 2405.21060",
     ),
 }
 

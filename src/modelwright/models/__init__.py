@@ -2,11 +2,15 @@
 
 # Published model_type of a config.json -> the file's table from architecture names to classes.
 FAMILIES = {
+    "bamba": "modelwright.models.hybrid:ARCHITECTURES",
     "bert": "modelwright.models.bert:ARCHITECTURES",
     "llama": "modelwright.models.llama:ARCHITECTURES",
+    "mamba": "modelwright.models.mamba:ARCHITECTURES",
+    "mamba2": "modelwright.models.mamba2:ARCHITECTURES",
     "mistral": "modelwright.models.llama:ARCHITECTURES",
     "qwen2": "modelwright.models.llama:ARCHITECTURES",
     "qwen3": "modelwright.models.llama:ARCHITECTURES",
+    "rwkv": "modelwright.models.rwkv:ARCHITECTURES",
 }
 
 # How an n-gram model shares out probability between what was seen and what was not.

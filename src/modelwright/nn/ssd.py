@@ -189,6 +189,11 @@ class SsdShape:
         """Channels of the convolution: x, B and C."""
         return self.inner_size + 2 * self.num_groups * self.state_size
 
+    @property
+    def memory_size(self) -> int:
+        """Numbers that a decode state keeps: S and the convolution's last inputs."""
+        return self.inner_size * self.state_size + self.conv_size * (self.num_taps - 1)
+
 
 class Mamba2Mixer(nn.Module):
     """The Mamba-2 layer: one projection to gate, x, B, C and dt; convolution; scan; gated norm; projection back."""

@@ -1,0 +1,156 @@
+"""Decoders whose layers carry a state from token to token: Mamba, Mamba-2, RWKV and hybrids with attention.
+
+Attention is told by a mask what it may see; a recurrence has to be told where to forget and what to pass over. So a
+position of 0 starts a document here (packed rows restart their positions), and padding is inert wherever it stands.
+A row may be read in pieces with a decode state; padding may stand in any of them.
+
+Not here: dropout. B, T, D as everywhere.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from modelwright.base.errors import ConfigError, RequestError
+from modelwright.models.decoder import CausalOutput, Decoder
+from modelwright.nn.attention import padding_mask
+from modelwright.nn.decode_state import KVState
+from modelwright.nn.past import Segments
+
+NO_LIMIT = 1 << 31  # a recurrent state is of one size, whatever the length
+
+
+class StateDecoder(Decoder):
+    """A `Decoder` with recurrent layers; its blocks get a `Segments`, or what `places` makes of it."""
+
+    has_attention: ClassVar[bool] = False  # whether some layers are attention, which needs masks and has a reach
+
+    def places(self, x: Tensor, positions: Tensor | None, segments: Segments) -> Any:
+        """Return what each block is told of the positions."""
+        return segments
+
+    def hidden(
+        self,
+        input_ids: Tensor,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        state: Any = None,
+        is_token: Tensor | None = None,
+    ) -> Tensor:
+        """Return the stream after the last norm, (B, T, D).
+
+        Args:
+            input_ids: (B, T) token ids.
+            positions: (B, T); None means 0 .. T-1, or those that follow with a state. Without a state, 0 starts a
+                document, and nothing of what stands before it is remembered.
+            mask: Boolean, True where attention is allowed, broadcast to (B, 1, T, T). Recurrent layers go by the
+                positions instead, so it needs these.
+            state: A `DecodeState` that holds the past, or None.
+            is_token: (B, T) False at padding; None: there is none.
+
+        Raises:
+            RequestError: The arguments ask for something that a recurrence, or its state, cannot do.
+        """
+        self._check(input_ids.shape[1], positions, mask, state, is_token)
+        starts = positions == 0 if positions is not None and state is None else None
+        if state is not None and positions is None:
+            positions = state.positions(input_ids.shape[1], device=input_ids.device)
+        x = self.embed_tokens(input_ids, positions)  # (B, T, D)
+        places = self.places(x, positions, Segments(starts, is_token))
+        if is_token is not None and self.has_attention:
+            padding = padding_mask(is_token)  # (B, 1, T, T)
+            mask = padding if mask is None else mask & padding
+        for layer in self.layers:
+            x = layer(x, places, mask, state)
+        if state is not None:
+            state.advance(input_ids.shape[1])
+        return self.norm(x.to(self.embed.weight.dtype))  # the stream may be float32 where the weights are not
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        *,
+        attention_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        state: Any = None,
+        last_only: bool = False,
+    ) -> CausalOutput:
+        """Return the logits of the next token at every position, or at the last one for ``last_only``.
+
+        ``attention_mask`` (B, T) marks tokens with 1 and padding with 0; the other arguments are those of `hidden`.
+        """
+        is_token = None if attention_mask is None or bool(attention_mask.all()) else attention_mask.bool()
+        h = self.hidden(input_ids, positions, mask, state, is_token)
+        return CausalOutput(self.lm_head(h[:, -1:] if last_only else h))
+
+    def new_state(self, batch_size: int, max_seq_len: int | None = None, dtype: torch.dtype | None = None) -> KVState:
+        """Return an empty `KVState`; without attention its length has no limit unless one is given."""
+        longest = self.config.max_seq_len if self.has_attention else NO_LIMIT
+        return KVState(batch_size=batch_size, max_seq_len=max_seq_len or longest, dtype=dtype)
+
+    def _check(
+        self, length: int, positions: Tensor | None, mask: Tensor | None, state: Any, is_token: Tensor | None
+    ) -> None:
+        if self.has_attention and length > self.config.max_seq_len:
+            raise RequestError(
+                f"The input has {length} tokens; this model reads at most {self.config.max_seq_len}. Shorten it.",
+                code="context_length_exceeded",
+            )
+        if mask is not None and state is not None:
+            raise RequestError("With a decode state, give no mask: the state knows what may be seen.")
+        if mask is not None and positions is None:
+            raise RequestError(
+                "A mask was given without positions; a recurrent layer cannot follow a mask. Give positions that "
+                "restart at 0 with each document, or an attention_mask for padding."
+            )
+        if self.has_attention and state is not None and is_token is not None:
+            raise RequestError(
+                "Padding was given together with a decode state; attention would see it later. Decode rows of equal "
+                "length together, or each by itself."
+            )
+
+
+def check_sizes(config: Any, *names: str) -> None:
+    """See that these fields of a config are whole numbers of at least 1.
+
+    Raises:
+        ConfigError: One is not.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if not (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+            raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+
+
+def check_published(values: Mapping[str, Any], model_type: str, **fixed: Any) -> None:
+    """See that a published config is of this family and has nothing that is not computed here.
+
+    Raises:
+        ConfigError: It is another family, or a field in ``fixed`` has another value; a missing one is fine.
+    """
+    for name, expected in {"model_type": model_type, **fixed}.items():
+        if values.get(name, expected) != expected:
+            raise ConfigError(f"{name} is {values[name]!r}; the {model_type} model here computes {expected!r} only.")
+
+
+def token_ids_from_hf(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the special ids of a published config."""
+    eos = values.get("eos_token_id")
+    return {
+        "bos_token_id": values.get("bos_token_id"),
+        "eos_token_id": () if eos is None else tuple(eos) if isinstance(eos, (list, tuple)) else (eos,),
+        "pad_token_id": values.get("pad_token_id"),
+    }
+
+
+def token_ids_to_hf(config: Any) -> dict[str, Any]:
+    """Write the special ids of a config as published."""
+    eos: Any = list(config.eos_token_id)
+    return {
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": None if not eos else eos[0] if len(eos) == 1 else eos,
+        "pad_token_id": config.pad_token_id,
+    }
