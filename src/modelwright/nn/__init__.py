@@ -4,5 +4,15 @@
 ATTENTION_BACKENDS = {
     "plain": "modelwright.nn.attention:attend_plain",
     "sdpa": "modelwright.nn.attention:attend_sdpa",
+    "flex": "modelwright.nn.flex:attend_flex",
     "products": "modelwright.nn.attention:attend_products",
+    "flash": "modelwright.nn.flash:flash_attend",
+    "triton": "modelwright.nn.flash:attend_triton",
+}
+
+# Cells of a recurrent network.
+RECURRENT_CELLS = {
+    "rnn": "modelwright.nn.recurrent:RNN",
+    "lstm": "modelwright.nn.recurrent:LSTM",
+    "gru": "modelwright.nn.recurrent:GRU",
 }
