@@ -39,6 +39,8 @@ def attend_flex(
         raise ConfigError("The backend 'flex' has no backward pass on a CPU; use 'auto' or 'flash' for training there.")
     if rule.sinks is not None:
         raise ConfigError("The backend 'flex' has no sinks; use 'auto', 'plain' or 'flash'.")
+    if not torch.is_grad_enabled():
+        q, k, v = q.detach(), k.detach(), v.detach()  # the kernel asks for requires_grad, not for the mode
     batch, num_queries, num_heads, _ = q.shape
     num_keys, window = k.shape[1], rule.window
     dense = None if mask is None else mask.expand(batch, -1, num_queries, num_keys)
