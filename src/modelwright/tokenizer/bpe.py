@@ -203,6 +203,10 @@ class Tokenizer:
         last = len(is_added) - is_added[::-1].index(False) if False in is_added else len(is_added)
         return encoding.ids[:first], encoding.ids[last:]
 
+    def added_ids(self) -> tuple[list[int], list[int]]:
+        """Return the ids that `encode` puts before and after a text."""
+        return list(self._prefix), list(self._suffix)
+
     # -- ids to text -----------------------------------------------------------------------------------------------
 
     @functools.cached_property
@@ -345,6 +349,10 @@ class Tokenizer:
         return self.special_ids[ends[-1]] if ends else None
 
     # -- files -----------------------------------------------------------------------------------------------------
+
+    def to_json(self) -> str:
+        """Return the text of tokenizer.json: the vocabulary and its rules, without roles and chat template."""
+        return str(self._backend.to_str())
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json, tokenizer_config.json and chat_template.jinja, readable by ``transformers``."""

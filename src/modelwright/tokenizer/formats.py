@@ -4,7 +4,8 @@ A folder holds ``tokenizer.json`` (the vocabulary and its rules) and, each optio
 ``special_tokens_map.json`` (which token plays which part), ``chat_template.jinja``, and the model's ``config.json`` and
 ``generation_config.json``, whose ``eos_token_id`` says what ends a completion. Writing is `Tokenizer.save`.
 
-Not done yet: SentencePiece ``.model``, tiktoken and GGUF vocabularies.
+Single files are told apart by their first bytes: GGUF (the vocabulary inside), SentencePiece ``.model``, tiktoken
+ranks, and the ``tokenizer.bin`` of llama2.c. A folder without ``tokenizer.json`` may hold one of the last three.
 """
 
 from collections.abc import Mapping
@@ -17,20 +18,31 @@ from modelwright.base.errors import DataError
 from modelwright.base.files import read_json
 from modelwright.base.logs import get_logger
 from modelwright.tokenizer.bpe import Tokenizer
+from modelwright.tokenizer.gguf_vocab import read_gguf_tokenizer
+from modelwright.tokenizer.llama2c import read_llama2c_tokenizer
+from modelwright.tokenizer.sentencepiece import build_tokenizer, is_sentencepiece, read_sentencepiece
 from modelwright.tokenizer.special import ROLES
+from modelwright.tokenizer.tiktoken import is_tiktoken, read_tiktoken
+
+OTHER_FILES = ("tokenizer.model", "spiece.model", "spm.model", "tokenizer.tiktoken", "tokenizer.bin")
 
 logger = get_logger(__name__)
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Load a tokenizer from a folder, or from a ``tokenizer.json`` and the files beside it.
+    """Load a tokenizer from a folder, a ``tokenizer.json`` and the files beside it, or one file of another format.
 
     Raises:
         DataError: There is no such file, or it is no tokenizer; the message names it and says what to do.
+        CheckpointError: A GGUF file is damaged.
     """
     path = Path(path)
     file = path / "tokenizer.json" if path.is_dir() else path
     folder = file.parent
+    if path.is_dir() and not file.is_file():
+        file = next((folder / name for name in OTHER_FILES if (folder / name).is_file()), file)
+    if file.suffix != ".json" and file.is_file():
+        return _load_other(file)
     backend = _read_backend(path, file)
     config = _read_optional(folder / "tokenizer_config.json")
     roles = _read_roles(folder, config)
@@ -45,6 +57,31 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         chat_template=_read_template(folder, config),
         stop_ids=_read_stop_ids(folder),
         settings={key: value for key, value in config.items() if key not in (*ROLES, "chat_template")},
+    )
+
+
+def _load_other(file: Path) -> Tokenizer:
+    """Load a single file that is no JSON; its first bytes tell what it is."""
+    with open(file, "rb") as handle:
+        head = handle.read(4096)
+    if head.startswith(b"GGUF"):
+        return read_gguf_tokenizer(file)
+    if is_tiktoken(head):
+        return read_tiktoken(file)
+    if file.suffix == ".bin":
+        return read_llama2c_tokenizer(file)
+    if is_sentencepiece(head):
+        config = _read_optional(file.parent / "tokenizer_config.json")
+        return build_tokenizer(
+            read_sentencepiece(file),
+            str(file),
+            add_bos=bool(config.get("add_bos_token")),
+            add_eos=bool(config.get("add_eos_token")),
+            chat_template=_read_template(file.parent, config),
+        )
+    raise DataError(
+        f"{file} is no tokenizer that is read here. Expected a folder, tokenizer.json, GGUF, a SentencePiece .model, a "
+        "tiktoken file or a llama2.c tokenizer (.bin). Check the path."
     )
 
 
