@@ -4,13 +4,16 @@
 FAMILIES = {
     "bamba": "modelwright.models.hybrid:ARCHITECTURES",
     "bert": "modelwright.models.bert:ARCHITECTURES",
+    "feedforward": "modelwright.models.feedforward:ARCHITECTURES",
     "llama": "modelwright.models.llama:ARCHITECTURES",
     "mamba": "modelwright.models.mamba:ARCHITECTURES",
     "mamba2": "modelwright.models.mamba2:ARCHITECTURES",
     "mistral": "modelwright.models.llama:ARCHITECTURES",
     "qwen2": "modelwright.models.llama:ARCHITECTURES",
     "qwen3": "modelwright.models.llama:ARCHITECTURES",
+    "recurrent": "modelwright.models.recurrent:ARCHITECTURES",
     "rwkv": "modelwright.models.rwkv:ARCHITECTURES",
+    "series": "modelwright.models.series:ARCHITECTURES",
 }
 
 # How an n-gram model shares out probability between what was seen and what was not.

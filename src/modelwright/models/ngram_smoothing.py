@@ -98,7 +98,7 @@ def _absolute(levels: Sequence[CountedLevel], vocab_size: int, discounts: list[t
 
 def kneser_ney(levels: Sequence[CountedLevel], vocab_size: int, k: float) -> Estimate:
     """Interpolated Kneser-Ney with one discount an order, D = n_1 / (n_1 + 2 n_2)."""
-    discounts = []
+    discounts: list[tuple[float, ...]] = []
     for level in levels:
         _, once, twice = count_of_counts(level.adjusted, 2)
         discounts.append((once / (once + 2 * twice) if once and twice else DEFAULT_DISCOUNT,) * 3)
@@ -110,10 +110,10 @@ def modified_kneser_ney(levels: Sequence[CountedLevel], vocab_size: int, k: floa
 
     D_r = r - (r + 1) Y n_(r+1) / n_r with Y = n_1 / (n_1 + 2 n_2); the third serves every count from 3 up.
     """
-    discounts = []
+    discounts: list[tuple[float, ...]] = []
     for level in levels:
         n = count_of_counts(level.adjusted, 4)
-        found = DEFAULT_DISCOUNTS
+        found: tuple[float, ...] = DEFAULT_DISCOUNTS
         if all(n[1:]):
             y = n[1] / (n[1] + 2 * n[2])
             d1, d2, d3 = (r - (r + 1) * y * n[r + 1] / n[r] for r in (1, 2, 3))
