@@ -101,6 +101,7 @@ class Decoder(nn.Module):
         positions: Tensor | None = None,
         mask: Tensor | None = None,
         state: Any = None,
+        embedded: Tensor | None = None,
     ) -> Tensor:
         """Return the stream after the last norm, (B, T, D).
 
@@ -109,6 +110,8 @@ class Decoder(nn.Module):
             positions: (B, T); None means 0 .. T-1. Needed with a state.
             mask: Boolean, True where attention is allowed, broadcast to (B, 1, T, T); it narrows the causal mask.
             state: A `DecodeState` that holds the past and does the masking, or None.
+            embedded: (B, T, D) what goes into the first block, from `embed_tokens` with a part replaced (images);
+                None: `embed_tokens` of the ids.
         """
         length = input_ids.shape[1]
         if length > self.config.max_seq_len:
@@ -118,7 +121,7 @@ class Decoder(nn.Module):
             )
         if state is not None and (positions is None or mask is not None):
             raise RequestError("With a decode state, give positions and no mask: the state knows what may be seen.")
-        x = self.embed_tokens(input_ids, positions)  # (B, T, D)
+        x = self.embed_tokens(input_ids, positions) if embedded is None else embedded  # (B, T, D)
         places = self.positional(x, positions, state)
         for layer in self.layers:
             x = layer(x, places, mask, state)

@@ -6,14 +6,16 @@ A model class says where its weights stand, in a few tables that `modelwright.mo
   that of a module, whose ``weight`` and ``bias`` follow, or of a single parameter.
 - ``published_fused``: published path -> our paths whose tensors it holds one under the other (q, k and v in one).
 - ``transposed_names``: published paths whose matrix is stored as (in, out).
-- ``optional_prefix``: may stand in front of every published name. ``optional_modules``: left out when the file has
-  none of their tensors. ``ignored_names``: tensors that old exports carry along.
+- ``optional_prefix``: may stand in front of every published name. ``other_prefixes``: {prefix that some exports write:
+  the one in the table}, the first that fits. ``optional_modules``: left out when the file has none of their tensors.
+  ``ignored_names``: tensors that old exports carry along.
 - ``tied_names()``: {second name: first name} of one and the same parameter.
 """
 
 import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -83,7 +85,7 @@ def to_published(model: nn.Module, name: str) -> str:
 
 def from_published(model: nn.Module, published: str) -> str | None:
     """Return our name of a published tensor, or None where the model has no place for it alone."""
-    bare = published.removeprefix(getattr(model, "optional_prefix", ""))
+    bare = _bare(model, published)
     names: Mapping[str, str] = model.published_names  # type: ignore[assignment]
     back = {theirs: mine for mine, theirs in names.items()}
     alone = translate(bare, back)
@@ -108,7 +110,7 @@ def unpack(
     Returns:
         One pair with the name None when the model has no place for the tensor.
     """
-    bare = published.removeprefix(getattr(model, "optional_prefix", ""))
+    bare = _bare(model, published)
     path, _, leaf = bare.rpartition(".")
     if tensor.dim() == 2 and any(_matches(path, pattern) for pattern in getattr(model, "transposed_names", ())):
         tensor = tensor.t()
@@ -162,23 +164,40 @@ def tied_names(model: nn.Module) -> dict[str, str]:
 
 def is_ignored(model: nn.Module, published: str) -> bool:
     """Tell whether a tensor that the model has no place for may be passed over."""
-    bare = published.removeprefix(getattr(model, "optional_prefix", ""))
+    bare = _bare(model, published)
     return any(fnmatch.fnmatchcase(bare, pattern) for pattern in getattr(model, "ignored_names", ()))
 
 
 def translate(path: str, table: Mapping[str, str]) -> str | None:
-    """Look a dotted path up in a table whose keys and values write ``*`` for a number.
+    """Look a dotted path up in a table whose keys and values write ``*`` for a number, or the number itself.
 
     >>> translate("h.3.attn", {"h.*.attn": "layers.*.attention"})
     'layers.3.attention'
+    >>> translate("layers.3.norm", {"layers.*.norm": "block.*.layer.0.norm"})
+    'block.3.layer.0.norm'
+    >>> translate("block.3.layer.0.norm", {"block.*.layer.0.norm": "layers.*.norm"})
+    'layers.3.norm'
     """
     parts = path.split(".")
-    target = table.get(".".join("*" if part.isdigit() else part for part in parts)) or table.get(path)
-    if target is None:
-        return None
-    for number in filter(str.isdigit, parts):
-        target = target.replace("*", number, 1)
-    return target
+    numbers = [i for i, part in enumerate(parts) if part.isdigit()]
+    for num_kept in range(len(numbers) + 1):
+        for kept in combinations(numbers, num_kept):
+            wild = [i for i in numbers if i not in kept]
+            target = table.get(".".join("*" if i in wild else part for i, part in enumerate(parts)))
+            if target is not None:
+                for i in wild:
+                    target = target.replace("*", parts[i], 1)
+                return target
+    return None
+
+
+def _bare(model: Any, published: str) -> str:
+    """Return a published name as the table writes it."""
+    name = published.removeprefix(getattr(model, "optional_prefix", ""))
+    for other, ours in getattr(model, "other_prefixes", {}).items():
+        if name.startswith(other):
+            return ours + name.removeprefix(other)
+    return name
 
 
 def _matches(path: str, pattern: str) -> bool:

@@ -87,6 +87,23 @@ class KVState:
         """Return what a layer keeps for itself, to read and to change; empty before the first token."""
         return self._memory.setdefault(layer_index, {})
 
+    def select_rows(self, rows: Tensor) -> None:
+        """Go on with these of the B sequences, in this order and as often as they are named: a beam search's step.
+
+        Args:
+            rows: (B,) indices of rows; the number of sequences stays what it was.
+
+        Raises:
+            RequestError: Another number of rows.
+        """
+        if rows.shape != (self.batch_size,):
+            raise RequestError(
+                f"select_rows was given indices of shape {tuple(rows.shape)}; this state holds {self.batch_size} "
+                "sequences and keeps that number. Give one index a sequence."
+            )
+        self._keys = {i: (keys[rows], values[rows]) for i, (keys, values) in self._keys.items()}
+        self._memory = {i: {name: x[rows] for name, x in kept.items()} for i, kept in self._memory.items()}
+
     def attend(
         self,
         layer_index: int,
