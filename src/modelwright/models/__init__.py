@@ -5,6 +5,10 @@ FAMILIES = {
     "bamba": "modelwright.models.hybrid:ARCHITECTURES",
     "bert": "modelwright.models.bert:ARCHITECTURES",
     "feedforward": "modelwright.models.feedforward:ARCHITECTURES",
+    "gemma": "modelwright.models.gemma:ARCHITECTURES",
+    "gemma2": "modelwright.models.gemma:ARCHITECTURES",
+    "gemma3_text": "modelwright.models.gemma:ARCHITECTURES",
+    "gpt2": "modelwright.models.gpt2:ARCHITECTURES",
     "llama": "modelwright.models.llama:ARCHITECTURES",
     "mamba": "modelwright.models.mamba:ARCHITECTURES",
     "mamba2": "modelwright.models.mamba2:ARCHITECTURES",
@@ -12,8 +16,11 @@ FAMILIES = {
     "qwen2": "modelwright.models.llama:ARCHITECTURES",
     "qwen3": "modelwright.models.llama:ARCHITECTURES",
     "recurrent": "modelwright.models.recurrent:ARCHITECTURES",
+    "roberta": "modelwright.models.roberta:ARCHITECTURES",
     "rwkv": "modelwright.models.rwkv:ARCHITECTURES",
+    "t5": "modelwright.models.t5:ARCHITECTURES",
     "series": "modelwright.models.series:ARCHITECTURES",
+    "xlm-roberta": "modelwright.models.roberta:ARCHITECTURES",
 }
 
 # How an n-gram model shares out probability between what was seen and what was not.
@@ -24,4 +31,18 @@ SMOOTHINGS = {
     "interpolated": "modelwright.models.ngram_smoothing:interpolated",
     "kneser_ney": "modelwright.models.ngram_smoothing:kneser_ney",
     "modified_kneser_ney": "modelwright.models.ngram_smoothing:modified_kneser_ney",
+}
+
+# Files that hold a whole model, by their ending -> the function that reads one: (path, *, dtype, device) -> model.
+READERS = {
+    ".bin": "modelwright.models.llama2c:read_llama2c",
+    ".gguf": "modelwright.models.gguf:read_gguf",
+}
+
+# Update rules of the network in NumPy.
+NUMPY_OPTIMIZERS = {
+    "sgd": "modelwright.models.multilayer:SGD",
+    "momentum": "modelwright.models.multilayer:Momentum",
+    "rmsprop": "modelwright.models.multilayer:RMSProp",
+    "adam": "modelwright.models.multilayer:Adam",
 }

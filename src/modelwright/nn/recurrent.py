@@ -1,8 +1,8 @@
 """Recurrent layers written out: the plain RNN, the LSTM and the GRU.
 
 Each reads x_1 .. x_T one after the other and carries h_t (and the LSTM c_t) along. W is applied to the input, R to the
-state, each with its bias, in the order and layout of torch's weight_ih, weight_hh, bias_ih and bias_hh: either's numbers
-can be put into the other.
+state, each with its bias, in the order and layout of torch's weight_ih, weight_hh, bias_ih and bias_hh, so that
+either's numbers can be put into the other.
 
     RNN     h' = tanh(W x + R h)
     LSTM    i, f, o = sigmoid(W x + R h)    g = tanh(W x + R h)     c' = f c + i g      h' = o tanh(c')
