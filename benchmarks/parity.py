@@ -27,6 +27,7 @@ from modelwright.models.layout import pack
 from modelwright.models.weights import load_model, save_model
 
 LENGTH = 150
+WRITTEN = 90  # tokens of an encoder-decoder's decoder
 MAX_ERROR = 1e-4  # of outputs, absolute
 MAX_GRADIENT_ERROR = 1e-3  # relative, in norm, a parameter at a time
 ROOT = Path(__file__).parents[1]
@@ -58,6 +59,9 @@ BAMBA = (SMALL | HEADS) | {
     "mamba_chunk_size": 32,
 }
 ENCODER = {"AutoModel": {"last_hidden_state": "last_hidden_state", "pooled": "pooler_output"}}
+T5 = {"vocab_size": 101, "d_model": 64, "d_kv": 12, "d_ff": 96, "num_layers": 2, "num_heads": 4}
+WRITES = {"logits": "logits", "encoder_last_hidden_state": "encoder_last_hidden_state"}
+WRITING = ("outputs", "padding", "steps", "gradients", "export")
 
 CASES: dict[str, Case] = {
     "llama": Case("LlamaConfig", SMALL | HEADS, file="llama", source="arXiv 2302.13971"),
@@ -94,6 +98,36 @@ CASES: dict[str, Case] = {
         file="llama",
         source="arXiv 2505.09388",
     ),
+    "gpt2": Case(
+        "GPT2Config",
+        {"vocab_size": 101, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 256, "n_inner": 96},
+        file="gpt2",
+        source="Radford et al. 2019",
+    ),
+    "gemma": Case("GemmaConfig", SMALL | HEADS | {"head_dim": 32}, file="gemma", source="arXiv 2403.08295"),
+    "gemma2": Case(
+        "Gemma2Config",
+        SMALL
+        | HEADS
+        | {"head_dim": 32, "query_pre_attn_scalar": 24, "sliding_window": 40}
+        | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+        file="gemma",
+        source="arXiv 2408.00118",
+    ),
+    "gemma3": Case(
+        "Gemma3TextConfig",
+        SMALL
+        | HEADS
+        | {"num_hidden_layers": 7, "head_dim": 32, "query_pre_attn_scalar": 24, "sliding_window": 40}
+        | {
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            }
+        },
+        file="gemma",
+        source="arXiv 2503.19786",
+    ),
     "bert": Case(
         "BertConfig",
         SMALL | {"num_attention_heads": 4, "max_position_embeddings": 256},
@@ -122,7 +156,7 @@ CASES: dict[str, Case] = {
         file="rwkv",
         source="arXiv 2305.13048",
         checks=("outputs", "packing", "steps", "gradients", "export"),
-        note="padding: the reference does not use the attention mask; tests/models/test_rwkv.py has it",
+        note="padding: the reference does not use the attention mask; tests/models/test_state_decoder.py has it",
     ),
     "bamba": Case("BambaConfig", BAMBA | {"attn_layer_indices": [1, 3]}, file="hybrid", source="arXiv 2405.21060"),
     "bamba, biases": Case(
@@ -130,6 +164,35 @@ CASES: dict[str, Case] = {
         BAMBA | {"attn_layer_indices": [0], "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
         file="hybrid",
         source="arXiv 2405.21060",
+    ),
+    "t5": Case(
+        "T5Config",
+        T5,
+        model="AutoModelForSeq2SeqLM",
+        outputs=WRITES,
+        inputs="text to text",
+        file="t5",
+        source="arXiv 1910.10683",
+        checks=WRITING,
+    ),
+    "t5, gated": Case(
+        "T5Config",
+        T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "num_decoder_layers": 3},
+        model="AutoModelForSeq2SeqLM",
+        outputs=WRITES,
+        inputs="text to text",
+        file="t5",
+        source="arXiv 2210.11416 (Flan-T5), 2205.05131 (UL2)",
+        checks=WRITING,
+    ),
+    "t5, encoder": Case(
+        "T5Config",
+        T5,
+        model="T5EncoderModel",
+        outputs={"last_hidden_state": "last_hidden_state"},
+        file="t5",
+        source="arXiv 1910.10683",
+        checks=("outputs", "padding", "gradients", "export"),
     ),
 }
 
@@ -173,6 +236,9 @@ def make_inputs(case: Case, config: Any, seed: int = 1) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     if case.inputs == "text":
         return {"input_ids": random_ids(config.vocab_size, 2, LENGTH, generator)}
+    if case.inputs == "text to text":
+        ids = random_ids(config.vocab_size, 2, LENGTH, generator)
+        return {"input_ids": ids, "decoder_input_ids": random_ids(config.vocab_size, 2, WRITTEN, generator)}
     raise ValueError(f"no inputs of the kind {case.inputs!r}")
 
 
@@ -198,7 +264,7 @@ def run_case(name: str, folder: Path, seed: int = 0) -> Report:
         if "packing" in case.checks:
             report.packing = packing_error(ours, inputs["input_ids"])
         if "steps" in case.checks:
-            report.steps = step_error(ours, inputs["input_ids"])
+            report.steps = writing_error(ours, inputs) if "decoder_input_ids" in inputs else step_error(ours, inputs)
         if "export" in case.checks:
             save_model(ours, folder / "ours")
             again = type(theirs).from_pretrained(folder / "ours", attn_implementation="eager").eval()
@@ -206,14 +272,16 @@ def run_case(name: str, folder: Path, seed: int = 0) -> Report:
     return report
 
 
-def _difference(case: Case, first: Any, second: Any, is_ours: bool = True, keep: Tensor | None = None) -> float:
+def _difference(case: Case, first: Any, second: Any, is_ours: bool = True, keep: tuple[Tensor, ...] = ()) -> float:
     worst = 0.0
     for mine, theirs in case.outputs.items():
         a, b = getattr(first, mine if is_ours else theirs), getattr(second, theirs)
         assert a is not None and a.shape == b.shape, f"{mine}: {None if a is None else a.shape} against {b.shape}"
         gap = (a - b).abs()
-        if keep is not None and gap.dim() > 2 and gap.shape[:2] == keep.shape:
-            gap = gap[keep]
+        for tokens in keep:
+            if gap.dim() > 2 and gap.shape[:2] == tokens.shape:
+                gap = gap[tokens]
+                break
         worst = max(worst, float(gap.max()))
     return worst
 
@@ -264,10 +332,14 @@ def padding_error(case: Case, ours: Any, theirs: Any, inputs: dict[str, Tensor],
     for row, missing in enumerate((40, 25)):
         mask[row, slice(0, missing) if side == "left" else slice(ids.shape[1] - missing, None)] = 0
     padded = inputs | {"attention_mask": mask}
+    if "decoder_input_ids" in inputs:  # what is read is padded, and what is written too
+        written = torch.ones_like(inputs["decoder_input_ids"])
+        written[0, slice(0, 15) if side == "left" else slice(WRITTEN - 15, None)] = 0
+        padded["decoder_attention_mask"] = written
     mine, other = ours(**padded), theirs(**padded)
     for name in case.outputs:
         assert torch.isfinite(getattr(mine, name)).all(), f"{name} is not finite in padded rows"
-    return _difference(case, mine, other, keep=mask.bool())
+    return _difference(case, mine, other, keep=tuple(m.bool() for n, m in padded.items() if n.endswith("_mask")))
 
 
 def packing_error(ours: Any, ids: Tensor) -> float:
@@ -281,8 +353,20 @@ def packing_error(ours: Any, ids: Tensor) -> float:
     return float((packed - alone).abs().max())
 
 
-def step_error(ours: Any, ids: Tensor) -> float:
+def writing_error(ours: Any, inputs: dict[str, Tensor]) -> float:
+    """Compare the pieces that an encoder-decoder writes through a state with the whole; the input is read once."""
+    read = {name: x for name, x in inputs.items() if name != "decoder_input_ids"}
+    encoded = ours.encode(**read)
+    ids = inputs["decoder_input_ids"]
+    state = ours.new_state(batch_size=ids.shape[0])
+    pieces = [ours.decode(piece, encoded, state=state) for piece in ids.split([40, 1, 1, 20, *[1] * (WRITTEN - 62)], 1)]
+    assert state.length == ids.shape[1]
+    return float((torch.cat(pieces, dim=1) - ours(**inputs).logits).abs().max())
+
+
+def step_error(ours: Any, inputs: dict[str, Tensor]) -> float:
     """Compare pieces through a decode state, single tokens among them, with the whole sequence."""
+    ids = inputs["input_ids"]
     state = ours.new_state(batch_size=ids.shape[0])
     pieces = []
     for piece in ids.split([70, 1, 1, 30, *[1] * (LENGTH - 102)], dim=1):

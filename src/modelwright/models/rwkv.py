@@ -3,7 +3,8 @@
 Memory while decoding is of one size: per layer the last token of both mixes and three numbers for each channel.
 
 Source: Peng et al. 2023, "RWKV: Reinventing RNNs for the Transformer Era", arXiv 2305.13048. Against transformers:
-padding is inert (there ``attention_mask`` is not used); nothing is halved every ``rescale_every`` layers in evaluation
+padding is inert (there ``attention_mask`` is not used); steps of one token take several rows (there the rows mix, so
+only a batch of one is right); nothing is halved every ``rescale_every`` layers in evaluation
 mode, which there guards float16 against overflow and changes the weights in place. The last norm's epsilon is 1e-5
 whatever the config says, as there. Not here: RWKV-5 and later.
 """
