@@ -7,14 +7,17 @@ A row may be read in pieces with a decode state; padding may stand in any of the
 Not here: dropout. B, T, D as everywhere.
 """
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from modelwright.base.errors import ConfigError, RequestError
+from modelwright.base.errors import RequestError
 from modelwright.models.decoder import CausalOutput, Decoder
+from modelwright.models.published import check_published as check_published
+from modelwright.models.published import check_sizes as check_sizes
+from modelwright.models.published import token_ids_from_hf as token_ids_from_hf
+from modelwright.models.published import token_ids_to_hf as token_ids_to_hf
 from modelwright.nn.attention import padding_mask
 from modelwright.nn.decode_state import KVState
 from modelwright.nn.past import Segments
@@ -111,46 +114,3 @@ class StateDecoder(Decoder):
                 "Padding was given together with a decode state; attention would see it later. Decode rows of equal "
                 "length together, or each by itself."
             )
-
-
-def check_sizes(config: Any, *names: str) -> None:
-    """See that these fields of a config are whole numbers of at least 1.
-
-    Raises:
-        ConfigError: One is not.
-    """
-    for name in names:
-        value = getattr(config, name)
-        if not (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
-            raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least 1.")
-
-
-def check_published(values: Mapping[str, Any], model_type: str, **fixed: Any) -> None:
-    """See that a published config is of this family and has nothing that is not computed here.
-
-    Raises:
-        ConfigError: It is another family, or a field in ``fixed`` has another value; a missing one is fine.
-    """
-    for name, expected in {"model_type": model_type, **fixed}.items():
-        if values.get(name, expected) != expected:
-            raise ConfigError(f"{name} is {values[name]!r}; the {model_type} model here computes {expected!r} only.")
-
-
-def token_ids_from_hf(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Read the special ids of a published config."""
-    eos = values.get("eos_token_id")
-    return {
-        "bos_token_id": values.get("bos_token_id"),
-        "eos_token_id": () if eos is None else tuple(eos) if isinstance(eos, (list, tuple)) else (eos,),
-        "pad_token_id": values.get("pad_token_id"),
-    }
-
-
-def token_ids_to_hf(config: Any) -> dict[str, Any]:
-    """Write the special ids of a config as published."""
-    eos: Any = list(config.eos_token_id)
-    return {
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": None if not eos else eos[0] if len(eos) == 1 else eos,
-        "pad_token_id": config.pad_token_id,
-    }
