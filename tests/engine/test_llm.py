@@ -163,3 +163,55 @@ def test_refusals(llm: LLM, model: Llama):
         LLM(model).generate("text")
     with pytest.raises(RequestError, match="min_tokens"):
         SamplingParams(max_tokens=3, min_tokens=4)
+
+
+def test_several_completions_of_one_prompt(llm: LLM):
+    params = SamplingParams(temperature=1.0, max_tokens=12, seed=5, n=4, ignore_eos=True)
+    (first,) = llm.generate("the quick", params)
+    texts = [first.token_ids, *(c.token_ids for c in first.others)]
+    assert len(texts) == 4 and len(set(texts)) == 4
+    again = llm.generate("the quick", params)[0]
+    assert [again.token_ids, *(c.token_ids for c in again.others)] == texts
+    alone = llm.generate("the quick", SamplingParams(temperature=1.0, max_tokens=12, seed=5, ignore_eos=True))[0]
+    assert alone.token_ids == texts[0]  # the first keeps the seed
+
+
+@pytest.mark.parametrize("step", [512, 7])
+def test_logprobs_of_prompt_and_completion_are_the_models_own(model: Llama, tokenizer: Tokenizer, step: int):
+    llm = LLM(model, tokenizer=tokenizer, config=EngineConfig(max_tokens_per_step=step))
+    params = SamplingParams(temperature=0, max_tokens=6, logprobs=3, prompt_logprobs=True, ignore_eos=True)
+    ids = tokenizer.encode("the lazy dog jumps over the quick brown fox")
+    for _ in range(2):  # the second time the prompt stands in the prefix cache
+        (done,) = llm.generate([ids], params)
+        whole = torch.tensor([ids + list(done.token_ids)])
+        with torch.inference_mode():
+            expected = torch.log_softmax(model(whole).logits[0].float(), -1)
+        assert done.prompt_logprobs is not None and done.prompt_logprobs[0] is None
+        assert len(done.prompt_logprobs) == len(ids)
+        for at in range(1, len(ids)):
+            assert done.prompt_logprobs[at] == pytest.approx(float(expected[at - 1, ids[at]]), abs=1e-4)
+        assert done.top_logprobs is not None and len(done.top_logprobs) == 6
+        for at, top in enumerate(done.top_logprobs, len(ids) - 1):
+            assert [t for t, _ in top] == expected[at].topk(3).indices.tolist()
+    mixed = llm.generate([ids, ids, "fox"], [params, LIVELY, params])  # rows of several kinds in one step
+    assert mixed[0].token_ids == done.token_ids
+    assert mixed[1].prompt_logprobs is None and mixed[2].prompt_logprobs is not None
+
+
+def test_penalties_and_bad_words_change_what_is_written(llm: LLM, tokenizer: Tokenizer):
+    plain = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
+    (free,) = llm.generate("the quick", plain)
+    repeated = max(set(free.token_ids), key=free.token_ids.count)
+    word = tokenizer.decode([repeated])
+    (kept,) = llm.generate(
+        "the quick", SamplingParams(temperature=0, max_tokens=40, ignore_eos=True, bad_words=(word,))
+    )
+    assert repeated in free.token_ids and repeated not in kept.token_ids
+    (varied,) = llm.generate(
+        "the quick", SamplingParams(temperature=0, max_tokens=40, ignore_eos=True, frequency_penalty=2.0)
+    )
+    assert len(set(varied.token_ids)) >= len(set(free.token_ids))
+    biased = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True, logit_bias={7: 100.0})
+    assert llm.generate("the quick", biased)[0].token_ids == (7, 7, 7)
+    with pytest.raises(RequestError, match="logit_bias names token id 99999"):
+        llm.generate("x", SamplingParams(logit_bias={99999: 1.0}))

@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from modelwright.base.types import SamplingParams
 from modelwright.engine.sampler import Draw, gumbel_noise, sample, truncate
 
 
 def draw(temperature=1.0, top_k=0, top_p=1.0, seed=0, position=0, banned=()) -> Draw:
-    return Draw(temperature, top_k, top_p, seed, position, banned)
+    return Draw(SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p), seed, position, banned)
 
 
 def counts(logits: torch.Tensor, num: int, **how) -> np.ndarray:
-    tokens = [sample(logits[None].clone(), [draw(position=i, **how)])[0][0] for i in range(num)]
+    tokens = [sample(logits[None].clone(), [draw(position=i, **how)])[0].token for i in range(num)]
     return np.bincount(tokens, minlength=len(logits))
 
 
@@ -25,12 +26,11 @@ def test_a_draw_does_not_depend_on_its_neighbours():
         draw(t, k, p, seed=i, position=i * 3)
         for i, (t, k, p) in enumerate([(0, 0, 1.0), (0.7, 0, 0.9), (1.3, 5, 1.0), (1, 50, 0.5), (2, 0, 1.0)] * 8)
     ]
-    tokens, logprobs = sample(logits, draws)
+    drawn = sample(logits, draws)
     for i in range(40):
-        assert sample(logits[i : i + 1], draws[i : i + 1]) == ([tokens[i]], [logprobs[i]])
+        assert sample(logits[i : i + 1], draws[i : i + 1]) == [drawn[i]]
     order = torch.randperm(40)
-    shuffled = sample(logits[order], [draws[i] for i in order])
-    assert shuffled == ([tokens[i] for i in order], [logprobs[i] for i in order])
+    assert sample(logits[order], [draws[i] for i in order]) == [drawn[i] for i in order]
 
 
 def test_the_distribution_is_the_softmax():
@@ -107,7 +107,7 @@ def test_greedy_top_k_one_and_tiny_top_p_agree_on_ties():
     logits = torch.zeros(1, 50)
     logits[0, [9, 4, 30]] = 3.0
     for how in (draw(0), draw(1, top_k=1), draw(1, top_p=1e-9), draw(100, top_k=1)):
-        assert sample(logits.clone(), [how])[0] == [4]
+        assert sample(logits.clone(), [how])[0].token == 4
 
 
 def test_only_kept_tokens_are_drawn():
@@ -119,9 +119,9 @@ def test_only_kept_tokens_are_drawn():
 
 def test_banned_ids_are_never_drawn_and_logprobs_are_the_models_own():
     logits = torch.tensor([[0.0, 5.0, 1.0]])
-    tokens, logprobs = sample(logits.clone(), [draw(0, banned=(1,))])
-    assert tokens == [2]
-    assert logprobs[0] == pytest.approx(float(torch.log_softmax(logits, -1)[0, 2]))
+    (drawn,) = sample(logits.clone(), [draw(0, banned=(1,))])
+    assert drawn.token == 2
+    assert drawn.logprob == pytest.approx(float(torch.log_softmax(logits, -1)[0, 2]))
     assert counts(logits[0], 100, temperature=10.0, banned=(1,))[1] == 0
 
 

@@ -51,6 +51,16 @@ class SamplingParams:
     stop: tuple[str, ...] = ()  # texts that end the completion and are not part of it
     ignore_eos: bool = False  # go on past the end-of-text token, for benchmarks
     min_tokens: int = 0  # before this many, neither an end-of-text token nor a stop text ends the completion
+    min_p: float = 0.0  # tokens below this share of the likeliest one's probability are left out; 0 means off
+    typical_p: float = 1.0  # locally typical sampling: this probability mass nearest to the entropy; 1 means off
+    repetition_penalty: float = 1.0  # above 1: tokens of prompt and completion are less likely; 1 means off
+    frequency_penalty: float = 0.0  # taken from a token's logit for each time it stands in the completion
+    presence_penalty: float = 0.0  # taken once from the logit of each token of the completion
+    logit_bias: Mapping[int, float] = field(default_factory=dict)  # added to the logits of these tokens
+    bad_words: tuple[str, ...] = ()  # texts that never come
+    n: int = 1  # completions of one prompt, each with a seed of its own
+    logprobs: int | None = None  # so many of the likeliest tokens are told at each position; None: none
+    prompt_logprobs: bool = False  # the log-probability of each prompt token is told too
 
     def __post_init__(self) -> None:
         from modelwright.base.errors import RequestError
@@ -59,6 +69,9 @@ class SamplingParams:
             object.__setattr__(self, "stop", (self.stop,))
         else:
             object.__setattr__(self, "stop", tuple(self.stop or ()))
+        object.__setattr__(self, "bad_words", tuple(self.bad_words or ()))
+        object.__setattr__(self, "logit_bias", {int(k): float(v) for k, v in (self.logit_bias or {}).items()})
+        penalties = (self.frequency_penalty, self.presence_penalty)
         rules = (
             ("temperature", self.temperature, 0 <= self.temperature <= 100, "between 0 and 100"),
             ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
@@ -66,10 +79,21 @@ class SamplingParams:
             ("max_tokens", self.max_tokens, self.max_tokens >= 1, "at least 1"),
             ("min_tokens", self.min_tokens, 0 <= self.min_tokens <= self.max_tokens, "from 0 to max_tokens"),
             ("stop", self.stop, all(isinstance(s, str) and s for s in self.stop), "non-empty texts"),
+            ("min_p", self.min_p, 0 <= self.min_p < 1, "from 0 (off) to below 1"),
+            ("typical_p", self.typical_p, 0 < self.typical_p <= 1, "above 0 and at most 1 (off)"),
+            ("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty <= 10, "above 0, at most 10"),
+            ("frequency_penalty and presence_penalty", penalties, all(-2 <= p <= 2 for p in penalties), "from -2 to 2"),
+            ("logit_bias", self.logit_bias, all(-100 <= b <= 100 for b in self.logit_bias.values()), "-100 to 100"),
+            ("bad_words", self.bad_words, all(isinstance(w, str) and w for w in self.bad_words), "non-empty texts"),
+            ("n", self.n, 1 <= self.n <= 128, "from 1 to 128"),
+            ("logprobs", self.logprobs, self.logprobs is None or 0 <= self.logprobs <= 100, "from 0 to 100, or None"),
         )
         for name, value, is_right, expected in rules:
             if not is_right:
                 raise RequestError(f"{name} is {value!r}; it must be {expected}.", param=name, code="invalid_value")
+
+
+TopLogprobs = tuple[tuple[int, float], ...]  # token ids and natural log-probabilities, likeliest first
 
 
 @dataclass(frozen=True)
@@ -80,7 +104,10 @@ class Completion:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     usage: Usage
-    logprobs: tuple[float, ...] | None = None  # natural log-probability of each token, when asked for
+    logprobs: tuple[float, ...] | None = None  # natural log-probability of each token
+    top_logprobs: tuple[TopLogprobs, ...] | None = None  # at each token, when asked for
+    prompt_logprobs: tuple[float | None, ...] | None = None  # of each prompt token, the first None; when asked for
+    others: tuple["Completion", ...] = ()  # the further completions of the same prompt when n > 1
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from modelwright.base.device import has_fast_bf16, pick_device
-from modelwright.base.errors import CheckpointError, ConfigError
+from modelwright.base.errors import CheckpointError, ConfigError, RequestError
 from modelwright.base.logs import get_logger
 from modelwright.base.types import Delta, FinishReason, SamplingParams
 from modelwright.engine.kv_cache import BlockPool
 from modelwright.engine.request import Piece, Request, make_request
 from modelwright.engine.runner import Runner
-from modelwright.engine.sampler import Draw, sample
-from modelwright.engine.scheduler import Scheduler
+from modelwright.engine.sampler import Draw, Drawn, sample
+from modelwright.engine.scheduler import Chunk, Scheduler
 from modelwright.engine.stop import Speech
 from modelwright.models.decoder import Decoder
 from modelwright.models.weights import load_model
@@ -147,7 +147,7 @@ class Engine:
 
     def check(self, prompt_ids: Sequence[int], params: SamplingParams, tags: dict[str, str] | None = None) -> Request:
         """Make a request without queueing it; raises as `add` does. Safe while another thread steps."""
-        return make_request(
+        request = make_request(
             -1,
             prompt_ids,
             params,
@@ -156,6 +156,18 @@ class Engine:
             stop_ids=self.stop_ids,
             tags=tags,
         )
+        request.bad_words = self._bad_words(params)
+        return request
+
+    def _bad_words(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
+        """Return the token sequences of the bad words, at the beginning of a text and after a space."""
+        if not params.bad_words:
+            return ()
+        if self.tokenizer is None:
+            raise RequestError("bad_words are texts, and this engine has no tokenizer. Pass one.", param="bad_words")
+        encode = self.tokenizer.encode
+        spellings = {tuple(encode(text, add_special_tokens=False)) for w in params.bad_words for text in (w, " " + w)}
+        return tuple(sorted(spellings))
 
     def submit(self, request: Request) -> None:
         """Queue a request that `check` made and give it its number.
@@ -187,10 +199,11 @@ class Engine:
             return []
         logits = self.runner.run(chunks)  # (R, V)
         ready = [chunk for chunk in chunks if chunk.reaches_end]
-        tokens, logprobs = sample(logits, [self._draw(chunk.request) for chunk in ready])
+        self._note_prompts(chunks, logits)
+        drawn = sample(logits[_next_rows(chunks)], [self._draw(chunk.request) for chunk in ready])
         self.scheduler.complete(chunks)
         self._num_steps += 1
-        return [self._extend(c.request, t, p) for c, t, p in zip(ready, tokens, logprobs, strict=True)]
+        return [self._extend(chunk.request, d) for chunk, d in zip(ready, drawn, strict=True)]
 
     def stats(self, num_incoming: int = 0) -> EngineStats:
         """Return the engine's counters; `num_incoming` more requests count as waiting."""
@@ -210,11 +223,34 @@ class Engine:
 
     def _draw(self, request: Request) -> Draw:
         params = request.params
-        banned = tuple(request.stop_ids) if request.num_output < params.min_tokens else ()
-        return Draw(params.temperature, params.top_k, params.top_p, request.seed, request.num_tokens, banned)
+        return Draw(
+            params,
+            request.seed,
+            request.num_tokens,
+            banned_ids=tuple(request.stop_ids) if request.num_output < params.min_tokens else (),
+            prompt_ids=request.prompt_ids,
+            output_ids=request.output_ids,
+            bad_words=request.bad_words,
+        )
 
-    def _extend(self, request: Request, token: int, logprob: float) -> Piece:
+    def _note_prompts(self, chunks: Sequence[Chunk], logits: Tensor) -> None:
+        """Keep the log-probabilities of the prompt tokens that this step's rows foretell."""
+        row = 0
+        for chunk in chunks:
+            request = chunk.request
+            if chunk.needs_all_rows:
+                targets = request.prompt_ids[chunk.start + 1 : chunk.end + 1]
+                rows = torch.log_softmax(logits[row : row + len(targets)].float(), dim=-1)
+                picked = (
+                    rows.gather(1, torch.tensor(targets, device=rows.device)[:, None])[:, 0] if targets else rows[:0, 0]
+                )
+                del request.prompt_logprobs[chunk.start :]  # a preempted request computes its prompt again
+                request.prompt_logprobs += picked.tolist()
+            row += chunk.num_rows
+
+    def _extend(self, request: Request, drawn: Drawn) -> Piece:
         """Append a drawn token, see whether it ends the completion, and return the piece to show."""
+        token, logprob = drawn.token, drawn.logprob
         if not math.isfinite(logprob):
             request.error = CheckpointError(
                 "The model's output is not a number; it should be finite. "
@@ -229,12 +265,15 @@ class Engine:
         if token not in request.stop_ids:
             text = speech.push(token, can_stop=request.num_output > request.params.min_tokens)
         request.finish_reason = self._ending(request, token, speech)
+        top = (drawn.top,) if request.params.logprobs is not None else ()
         if request.finish_reason is None:
-            return Piece(request.id, Delta(text, (token,)), (logprob,))
+            return Piece(request.id, Delta(text, (token,)), (logprob,), top)
         if not speech.is_stopped:
             text += speech.finish()
         self._close(request)
-        return Piece(request.id, Delta(text, (token,), request.finish_reason, request.usage), (logprob,))
+        told = (None, *request.prompt_logprobs) if request.params.prompt_logprobs else None
+        last = Delta(text, (token,), request.finish_reason, request.usage)
+        return Piece(request.id, last, (logprob,), top, prompt_logprobs=told)
 
     def _ending(self, request: Request, token: int, speech: Speech) -> FinishReason | None:
         if token in request.stop_ids or speech.is_stopped:
@@ -248,6 +287,16 @@ class Engine:
         self._num_prompt += len(request.prompt_ids)
         self._num_cached += request.num_cached
         self._num_completion += request.num_output
+
+
+def _next_rows(chunks: Sequence[Chunk]) -> list[int]:
+    """Return which rows of a step's logits stand for a token to be drawn."""
+    rows, row = [], 0
+    for chunk in chunks:
+        row += chunk.num_rows
+        if chunk.reaches_end:
+            rows.append(row - 1)
+    return rows
 
 
 def _prepare_model(model: str | Path | nn.Module, config: EngineConfig) -> Any:

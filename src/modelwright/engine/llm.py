@@ -4,8 +4,10 @@ Every call may be given one prompt or many; many are computed together. Calls fr
 step, so streams that are open at the same time share the batch.
 """
 
+import secrets
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -16,6 +18,7 @@ from modelwright.engine.engine import Engine, EngineConfig, EngineStats
 from modelwright.engine.request import Answer, Piece, Request
 from modelwright.tokenizer.bpe import Tokenizer
 
+SEED_STRIDE = 0x9E3779B97F4A7C15  # an odd number, so that the seeds of a prompt's completions all differ
 Prompt = str | Sequence[int]
 
 
@@ -66,7 +69,8 @@ class LLM:
             params: For all prompts, or one for each.
 
         Returns:
-            One completion a prompt, in order; a single prompt gives a list of one.
+            One completion a prompt, in order; a single prompt gives a list of one. With ``n`` > 1 the further
+            completions of a prompt stand in ``others``.
 
         Raises:
             RequestError: A prompt is empty or too long, or the counts differ; nothing has been computed then.
@@ -78,12 +82,17 @@ class LLM:
                 f"There are {len(listed)} prompts and {len(each)} sampling params. Give one for all, or one for each.",
                 param="params",
             )
-        checked = [self.engine.check(self._encode(p), q) for p, q in zip(listed, each, strict=True)]  # type: ignore[arg-type]
-        return self._finish(checked)
+        checked: list[Request] = []
+        for prompt, one in zip(listed, each, strict=True):
+            ids = self._encode(prompt)  # type: ignore[arg-type]
+            checked += [self.engine.check(ids, p) for p in split_choices(one)]
+        done = iter(self._finish(checked))
+        return [_join([next(done) for _ in range(one.n)]) for one in each]
 
     def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Completion:
         """Answer a conversation with one whole completion."""
-        return self._finish([self._check_chat(messages, params)])[0]
+        ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+        return self.generate(ids, params)[0]
 
     def stream(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Iterator[Delta]:
         """Answer a conversation piece by piece; closing the iterator frees the request's blocks."""
@@ -169,6 +178,18 @@ class LLM:
             for request in requests:
                 self.engine.abort(request)
                 self._pieces.pop(request.id, None)
+
+
+def split_choices(params: SamplingParams) -> list[SamplingParams]:
+    """Return the params of each of ``n`` completions; the first keeps the seed, the others' follow from it."""
+    if params.n == 1:
+        return [params]
+    seed = secrets.randbits(63) if params.seed is None else params.seed
+    return [replace(params, n=1, seed=seed + SEED_STRIDE * i) for i in range(params.n)]
+
+
+def _join(completions: list[Completion]) -> Completion:
+    return completions[0] if len(completions) == 1 else replace(completions[0], others=tuple(completions[1:]))
 
 
 def _is_prompt(prompts: object) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from modelwright.base.errors import ModelwrightError, RequestError
-from modelwright.base.types import Completion, Delta, FinishReason, SamplingParams, Usage
+from modelwright.base.types import Completion, Delta, FinishReason, SamplingParams, TopLogprobs, Usage
 from modelwright.engine.kv_cache import root_hash
 
 
@@ -25,6 +25,8 @@ class Request:
     root: bytes = field(default_factory=root_hash)
     token_ids: list[int] = field(default_factory=list)  # prompt, then completion
     logprobs: list[float] = field(default_factory=list)  # of each completion token
+    prompt_logprobs: list[float] = field(default_factory=list)  # of each prompt token but the first, if asked for
+    bad_words: tuple[tuple[int, ...], ...] = ()  # token sequences that never come
     block_table: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)  # of the leading blocks that are full and computed
     num_computed: int = 0  # leading tokens whose keys and values are in the cache
@@ -101,6 +103,13 @@ def make_request(
             code="context_length_exceeded",
             param="messages",
         )
+    unknown = next((token for token in params.logit_bias if not 0 <= token < vocab_size), None)
+    if unknown is not None:
+        raise RequestError(
+            f"logit_bias names token id {unknown}; this model knows 0 to {vocab_size - 1}.",
+            code="invalid_value",
+            param="logit_bias",
+        )
     return Request(
         id=id,
         prompt_ids=prompt,
@@ -119,6 +128,8 @@ class Answer:
     text: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    top_logprobs: list[TopLogprobs] = field(default_factory=list)
+    prompt_logprobs: tuple[float | None, ...] | None = None
     finish_reason: FinishReason = "abort"
     usage: Usage = Usage(0, 0)
 
@@ -127,13 +138,16 @@ class Answer:
         self.text.append(piece.delta.text)
         self.token_ids.extend(piece.delta.token_ids)
         self.logprobs.extend(piece.logprobs)
+        self.top_logprobs.extend(piece.top_logprobs)
+        self.prompt_logprobs = piece.prompt_logprobs or self.prompt_logprobs
         if piece.delta.finish_reason is not None and piece.delta.usage is not None:
             self.finish_reason, self.usage = piece.delta.finish_reason, piece.delta.usage
 
     def completion(self) -> Completion:
         """Return what has been collected."""
         text, ids = "".join(self.text), tuple(self.token_ids)
-        return Completion(text, ids, self.finish_reason, self.usage, tuple(self.logprobs))
+        top = tuple(self.top_logprobs) or None
+        return Completion(text, ids, self.finish_reason, self.usage, tuple(self.logprobs), top, self.prompt_logprobs)
 
 
 @dataclass(frozen=True)
@@ -143,6 +157,8 @@ class Piece:
     request_id: int
     delta: Delta
     logprobs: tuple[float, ...] = ()
+    top_logprobs: tuple[TopLogprobs, ...] = ()
+    prompt_logprobs: tuple[float | None, ...] | None = None  # with the last piece, if asked for
     error: ModelwrightError | None = None
 
     @property

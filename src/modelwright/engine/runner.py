@@ -76,7 +76,7 @@ class StepPlan:
     slots: Tensor  # (T without padding,) where the new keys and values go
     gathers: tuple[Gather, ...]
     restore: Tensor  # (T,) where each token's result stands among the tiles' rows
-    last_rows: Tensor  # (R or more,) the last token of each request whose next one is to be drawn, then padding
+    last_rows: Tensor  # (R or more,) the tokens after which logits are wanted, then padding
 
 
 class PagedState:
@@ -192,7 +192,8 @@ class Planner:
     def plan(self, chunks: Sequence[Chunk]) -> StepPlan:
         """Return the layout of one step."""
         ids: list[int] = []
-        positions, slots, last_rows = [], [], []
+        positions, slots = [], []
+        last_rows: list[int] = []
         gathers: list[tuple[list[np.ndarray], list[tuple[np.ndarray, np.ndarray, int]]]] = []
         alone: dict[int, int] = {}  # number of keys -> index of the gather shared by requests with a single tile
         for chunk in chunks:
@@ -212,8 +213,7 @@ class Planner:
             ids += chunk.request.token_ids[chunk.start : chunk.end]
             positions.append(np.arange(chunk.start, chunk.end))
             slots.append(table[chunk.start : chunk.end])
-            if chunk.reaches_end:
-                last_rows.append(len(ids) - 1)
+            last_rows += range(len(ids) - chunk.num_rows, len(ids))
         num_missing = max(0, self.min_rows - len(ids))
         made, restore = [], np.zeros(len(ids) + num_missing, dtype=np.int64)
         num_rows = 0
@@ -315,10 +315,10 @@ class Runner:
         """Compute a step's tokens and store their keys and values.
 
         Returns:
-            (R, V) logits after the last token of each chunk that reaches its request's end, in order.
+            (R, V) logits: of each chunk in order, as many rows as it wants (`Chunk.num_rows`), its last ones.
         """
         plan = self.planner.plan(chunks)
         state = PagedState(self.pools, plan)
         hidden = self.model.hidden(plan.input_ids, positions=plan.positions, state=state)  # (1, T, D)
-        num_wanted = sum(chunk.reaches_end for chunk in chunks)
+        num_wanted = sum(chunk.num_rows for chunk in chunks)
         return self.model.lm_head(hidden.index_select(1, plan.last_rows))[0, :num_wanted]  # (R, V)

@@ -3,12 +3,13 @@
 The noise is counter-based: a hash of (seed, position, token id) gives each candidate its Gumbel noise, and the token
 with the largest sum of scaled logit and noise is drawn, which is a draw from the softmax (the Gumbel-max identity).
 There is no generator state, so a draw depends on nothing but its own request: not on neighbours in the batch, not on
-preemption, not on how many draws came before. Order: fp32 logits, banned ids, temperature, top-k, top-p, draw.
-Ties are broken towards the lower token id, so that temperature 0 and top_k 1 agree.
+preemption, not on how many draws came before. Order: fp32 logits, bans and penalties (`modelwright.engine.adjust`),
+temperature, min-p, typical, top-k, top-p, draw. Ties are broken towards the lower token id, so that temperature 0 and
+top_k 1 agree.
 
 Log-probabilities are the model's own: of the untouched logits, before temperature and truncation.
-Source: Maddison et al. 2014, "A* Sampling", section 2; Steele et al. 2014 (SplitMix64) for the hash.
-Not here: penalties, min-p, logit bias, grammars.
+Source: Maddison et al. 2014, "A* Sampling", section 2; Steele et al. 2014 (SplitMix64) for the hash; Nguyen et al.
+2024, arXiv 2407.01082 (min-p); Meister et al. 2023, arXiv 2202.00666 (typical); Holtzman et al. 2020 (top-p).
 """
 
 import math
@@ -17,6 +18,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from modelwright.base.types import SamplingParams
+from modelwright.engine.adjust import adjust
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -29,45 +33,98 @@ _FIRST_CANDIDATES = 256  # top-p looks at this many before it sorts the whole vo
 class Draw:
     """How one row of logits becomes a token."""
 
-    temperature: float
-    top_k: int
-    top_p: float
+    params: SamplingParams
     seed: int
     position: int  # of the token to be drawn, counted from the start of the sequence
     banned_ids: tuple[int, ...] = ()
+    prompt_ids: Sequence[int] = ()  # for the penalties
+    output_ids: Sequence[int] = ()
+    bad_words: Sequence[tuple[int, ...]] = ()
+    allowed: Tensor | None = None  # (V,) boolean, what a grammar allows next; None: everything
 
 
-def sample(logits: Tensor, draws: Sequence[Draw]) -> tuple[list[int], list[float]]:
+@dataclass(frozen=True)
+class Drawn:
+    """The token of one row."""
+
+    token: int
+    logprob: float  # natural, of the untouched logits
+    top: tuple[tuple[int, float], ...] = ()  # the likeliest tokens and their log-probabilities, as many as asked for
+
+
+def sample(logits: Tensor, draws: Sequence[Draw]) -> list[Drawn]:
     """Draw one token for each row.
 
     Args:
         logits: (R, V), any float dtype.
         draws: One for each row.
-
-    Returns:
-        The R token ids and the natural log-probability of each under the unprocessed logits.
     """
     logits = logits.float()
     # log_softmax works row by row; logsumexp over a single row may be split between threads, which changes bits.
     logprobs = torch.log_softmax(logits, dim=-1)
-    if any(draw.banned_ids for draw in draws):
-        logits = logits.clone()
-    for row, draw in enumerate(draws):
-        if draw.banned_ids:
-            logits[row, list(draw.banned_ids)] = -math.inf
     chosen = logits.argmax(dim=-1)  # the first of equals on CPUs
     for row, draw in enumerate(draws):
-        if draw.temperature > 0:
-            chosen[row] = _draw_row(logits[row], draw)
-    picked = logprobs.gather(1, chosen[:, None])[:, 0]
-    return chosen.tolist(), picked.tolist()
+        adjusted = _adjust(logits[row], draw)
+        if draw.params.temperature > 0:
+            chosen[row] = _draw_row(adjusted, draw)
+        elif adjusted.data_ptr() != logits[row].data_ptr():
+            chosen[row] = adjusted.argmax()
+    picked = logprobs.gather(1, chosen[:, None])[:, 0].tolist()
+    tokens = chosen.tolist()
+    return [
+        Drawn(token, value, top_logprobs(logprobs[row], draw.params.logprobs or 0))
+        for row, (token, value, draw) in enumerate(zip(tokens, picked, draws, strict=True))
+    ]
+
+
+def top_logprobs(logprobs: Tensor, num: int) -> tuple[tuple[int, float], ...]:
+    """Return the ``num`` likeliest tokens of one row (V,), each with its log-probability; equal ones by id."""
+    if num < 1:
+        return ()
+    ids, values = _largest(logprobs, min(num, logprobs.shape[0]))
+    return tuple(zip(ids.tolist(), values.tolist(), strict=True))
+
+
+def _adjust(logits: Tensor, draw: Draw) -> Tensor:
+    adjusted = adjust(
+        logits,
+        draw.params,
+        prompt_ids=draw.prompt_ids,
+        output_ids=draw.output_ids,
+        banned_ids=draw.banned_ids,
+        bad_words=draw.bad_words,
+    )
+    return adjusted if draw.allowed is None else adjusted.masked_fill(~draw.allowed, -math.inf)
 
 
 def _draw_row(logits: Tensor, draw: Draw) -> Tensor:
     """Return the drawn id for one row of fp32 logits (V,)."""
-    candidates, scaled = truncate(logits / draw.temperature, draw.top_k, draw.top_p)
+    params = draw.params
+    scaled = logits / params.temperature
+    if params.min_p > 0:
+        scaled = keep_min_p(scaled, params.min_p)
+    if params.typical_p < 1:
+        scaled = keep_typical(scaled, params.typical_p)
+    candidates, values = truncate(scaled, params.top_k, params.top_p)
     noise = gumbel_noise(draw.seed, draw.position, candidates)
-    return candidates[(scaled.double() + noise).argmax()]
+    return candidates[(values.double() + noise).argmax()]
+
+
+def keep_min_p(logits: Tensor, min_p: float) -> Tensor:
+    """Forbid the tokens that are less probable than ``min_p`` times the likeliest one; (V,) to (V,)."""
+    return logits.masked_fill(logits < logits.max() + math.log(min_p), -math.inf)
+
+
+def keep_typical(logits: Tensor, mass: float) -> Tensor:
+    """Keep the tokens whose information is nearest to the entropy, the fewest that hold ``mass``; (V,) to (V,)."""
+    logprobs = torch.log_softmax(logits.double(), dim=0)
+    weights = logprobs.exp()
+    entropy = -(weights * logprobs.clamp(min=-1e300)).sum()
+    order = (-logprobs - entropy).abs().argsort(stable=True)
+    num_kept = 1 + int((weights[order].cumsum(0)[:-1] < mass).sum())
+    kept = torch.zeros_like(logits, dtype=torch.bool)
+    kept[order[:num_kept]] = True
+    return logits.masked_fill(~kept, -math.inf)
 
 
 def truncate(logits: Tensor, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:

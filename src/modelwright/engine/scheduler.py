@@ -36,6 +36,16 @@ class Chunk:
         """True when the last known token is in the chunk, so that the next one can be drawn."""
         return self.end == self.request.num_tokens
 
+    @property
+    def needs_all_rows(self) -> bool:
+        """True when the log-probabilities of the prompt are asked for and this chunk holds some of it."""
+        return self.request.params.prompt_logprobs and self.start < len(self.request.prompt_ids)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of logits that the chunk wants: its last token's, or those of all its tokens."""
+        return self.num_tokens if self.needs_all_rows else int(self.reaches_end)
+
 
 class Scheduler:
     """Keeps the waiting and the running requests and hands out each step's token budget."""
@@ -97,7 +107,9 @@ class Scheduler:
     def _admit(self, chunks: list[Chunk], budget: int) -> None:
         while self.waiting and budget > 0 and len(self.running) < self.max_running:
             request = self.waiting[0]
-            shared = self.pool.find_prefix(request.token_ids, request.root)
+            # Log-probabilities of the prompt come from computing it, so nothing of it is taken from the cache.
+            is_told = request.params.prompt_logprobs
+            shared = [] if is_told else self.pool.find_prefix(request.token_ids, request.root)
             start = len(shared) * self.pool.block_size
             num_tokens = min(request.num_tokens - start, budget)
             num_new = self._num_blocks(start + num_tokens) - len(shared)
