@@ -1,7 +1,7 @@
 """A multilayer perceptron in NumPy with its backpropagation written by hand.
 
-Nothing here knows automatic differentiation. Each layer has a forward pass, and a backward pass that turns the gradient of
-the loss by its output (named d_output) into that by its input and by its parameters:
+Nothing here knows automatic differentiation. Each layer has a forward pass, and a backward pass that turns the gradient
+of the loss by its output (d_output) into that by its input and by its parameters:
 
     dense       y = x W + b             d_W = x^T d_y       d_b = sum d_y       d_x = d_y W^T
     relu        y = max(x, 0)           d_x = d_y [x > 0]
@@ -140,7 +140,8 @@ class Multilayer:
         self.config = config
         generator = np.random.default_rng(seed)
         gain = 2.0 if config.activation == "relu" else 1.0
-        activation = {"relu": Relu, "tanh": Tanh, "sigmoid": Sigmoid}[config.activation]
+        kinds: dict[str, type[Relu | Tanh | Sigmoid]] = {"relu": Relu, "tanh": Tanh, "sigmoid": Sigmoid}
+        activation = kinds[config.activation]
         self.layers: list[Dense | Relu | Tanh | Sigmoid] = []
         for inputs, outputs in zip(config.sizes[:-1], config.sizes[1:], strict=True):
             if self.layers:
@@ -208,10 +209,11 @@ class Multilayer:
             raise CheckpointError(f"{Path(folder) / WEIGHTS} cannot be read: {error}. Save the model again.") from error
         for i, parameter in enumerate(model.parameters()):
             stored = found.get(f"layers.{i}")
-            if stored is None or stored.shape != parameter.shape:
+            shape = None if stored is None else stored.shape
+            if stored is None or shape != parameter.shape:
                 raise CheckpointError(
-                    f"{Path(folder) / WEIGHTS}: layers.{i} is {None if stored is None else stored.shape}; {CONFIG} asks "
-                    f"for {parameter.shape}. The two belong to different models."
+                    f"{Path(folder) / WEIGHTS}: layers.{i} is {shape}; {CONFIG} asks for {parameter.shape}. "
+                    "The two belong to different models."
                 )
             parameter[...] = stored
         return model
