@@ -28,6 +28,7 @@ from modelwright.models.weights import load_model, save_model
 
 LENGTH = 150
 WRITTEN = 90  # tokens of an encoder-decoder's decoder
+SEPARATORS = [50, 51, 100]  # where two texts in one row end; no padding of the cases covers them
 MAX_ERROR = 1e-4  # of outputs, absolute
 MAX_GRADIENT_ERROR = 1e-3  # relative, in norm, a parameter at a time
 ROOT = Path(__file__).parents[1]
@@ -41,7 +42,7 @@ class Case:
     values: dict[str, Any]  # its arguments
     model: str = "AutoModelForCausalLM"  # class in transformers that is compared
     outputs: dict[str, str] = field(default_factory=lambda: {"logits": "logits"})  # ours -> theirs
-    inputs: str = "text"  # text, text pair to text, image, image and text, speech: see make_inputs
+    inputs: str = "text"  # text, pair of texts, text to text, image, image and text, speech: see make_inputs
     file: str = ""  # our file in models/
     source: str = ""  # the paper
     checks: tuple[str, ...] = ("outputs", "padding", "packing", "steps", "gradients", "export")
@@ -58,10 +59,25 @@ BAMBA = (SMALL | HEADS) | {
     "mamba_d_state": 8,
     "mamba_chunk_size": 32,
 }
-ENCODER = {"AutoModel": {"last_hidden_state": "last_hidden_state", "pooled": "pooler_output"}}
-T5 = {"vocab_size": 101, "d_model": 64, "d_kv": 12, "d_ff": 96, "num_layers": 2, "num_heads": 4}
+STATES = {"last_hidden_state": "last_hidden_state"}
+LOGITS = {"logits": "logits"}
+ENCODER_HEADS = {  # class in transformers -> what is compared
+    "AutoModel": STATES | {"pooled": "pooler_output"},
+    "AutoModelForMaskedLM": LOGITS,
+    "AutoModelForSequenceClassification": LOGITS,
+    "AutoModelForTokenClassification": LOGITS,
+    "AutoModelForQuestionAnswering": {"start_logits": "start_logits", "end_logits": "end_logits"},
+}
+T5 = {"vocab_size": 101, "d_model": 64, "d_kv": 12, "d_ff": 96, "num_layers": 2, "num_heads": 4, "initializer_factor": 0.4}
 WRITES = {"logits": "logits", "encoder_last_hidden_state": "encoder_last_hidden_state"}
 WRITING = ("outputs", "padding", "steps", "gradients", "export")
+
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0 + 0.1 * i for i in range(8)],
+    "long_factor": [1.0 + 0.5 * i for i in range(8)],
+}
 
 CASES: dict[str, Case] = {
     "llama": Case("LlamaConfig", SMALL | HEADS, file="llama", source="arXiv 2302.13971"),
@@ -128,14 +144,29 @@ CASES: dict[str, Case] = {
         file="gemma",
         source="arXiv 2503.19786",
     ),
-    "bert": Case(
-        "BertConfig",
-        SMALL | {"num_attention_heads": 4, "max_position_embeddings": 256},
-        model="AutoModel",
-        outputs=ENCODER["AutoModel"],
-        file="bert",
-        source="arXiv 1810.04805",
+    "phi3": Case("Phi3Config", SMALL | HEADS | {"pad_token_id": 0}, file="phi3", source="arXiv 2404.14219"),
+    "phi3, window, half of a head": Case(
+        "Phi3Config",
+        SMALL
+        | HEADS
+        | {"pad_token_id": 0, "sliding_window": 40, "tie_word_embeddings": True}
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
+        file="phi3",
+        source="arXiv 2503.01743",
+    ),
+    "phi3, longrope within": Case(
+        "Phi3Config",
+        SMALL | HEADS | {"pad_token_id": 0, "original_max_position_embeddings": 160, "rope_parameters": LONGROPE},
+        file="phi3",
+        source="arXiv 2402.13753",
+    ),
+    "phi3, longrope beyond": Case(
+        "Phi3Config",
+        SMALL | HEADS | {"pad_token_id": 0, "original_max_position_embeddings": 64, "rope_parameters": LONGROPE},
+        file="phi3",
+        source="arXiv 2402.13753",
         checks=("outputs", "padding", "gradients", "export"),
+        note="the rotation of what is cached depends on the length at that time, in both",
     ),
     "mamba": Case(
         "MambaConfig",
@@ -196,6 +227,35 @@ CASES: dict[str, Case] = {
     ),
 }
 
+BERT = SMALL | {"num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 256, "pad_token_id": 1}
+
+
+def encoder_cases(
+    family: str, config: str, values: dict[str, Any], source: str, *, heads: tuple[str, ...] = (), **rest: Any
+) -> dict[str, Case]:
+    """Return a case for the encoder and for each of its heads; ``heads`` alone where given."""
+    cases = {}
+    for model, outputs in ENCODER_HEADS.items():
+        head = model.removeprefix("AutoModel").removeprefix("For") or "encoder"
+        if heads and head not in heads:
+            continue
+        labels = {"num_labels": 3} if head.endswith("Classification") else {}
+        details = {"file": family, "checks": ("outputs", "padding", "gradients", "export")} | rest
+        wanted = STATES if head == "encoder" and details.pop("is_unpooled", False) else outputs
+        details.pop("is_unpooled", None)
+        name = details.pop("name", family)
+        cases[f"{name}, {head}"] = Case(
+            config, BERT | values | labels, model, outputs=wanted, inputs="pair of texts", source=source, **details
+        )
+    return cases
+
+
+CASES |= encoder_cases("bert", "BertConfig", {}, "arXiv 1810.04805")
+CASES |= encoder_cases("roberta", "RobertaConfig", {"type_vocab_size": 1}, "arXiv 1907.11692")
+CASES |= encoder_cases(
+    "roberta", "XLMRobertaConfig", {"type_vocab_size": 1}, "arXiv 1911.02116", name="xlm-roberta", heads=("MaskedLM",)
+)
+
 
 @dataclass
 class Report:
@@ -239,6 +299,11 @@ def make_inputs(case: Case, config: Any, seed: int = 1) -> dict[str, Tensor]:
     if case.inputs == "text to text":
         ids = random_ids(config.vocab_size, 2, LENGTH, generator)
         return {"input_ids": ids, "decoder_input_ids": random_ids(config.vocab_size, 2, WRITTEN, generator)}
+    if case.inputs == "pair of texts":
+        ids = random_ids(config.vocab_size, 2, LENGTH, generator)
+        ids[:, SEPARATORS] = 2
+        types = (torch.arange(LENGTH) > SEPARATORS[1]).long().expand(2, -1)
+        return {"input_ids": ids} | ({"token_type_ids": types} if getattr(config, "type_vocab_size", 0) > 1 else {})
     raise ValueError(f"no inputs of the kind {case.inputs!r}")
 
 
@@ -259,8 +324,9 @@ def run_case(name: str, folder: Path, seed: int = 0) -> Report:
     if "gradients" in case.checks:
         report.gradients = gradient_error(case, ours, theirs, inputs)
     with torch.no_grad():
-        if "padding" in case.checks:
-            report.padding = max(padding_error(case, ours, theirs, inputs, side) for side in ("left", "right"))
+        if "padding" in case.checks or "padding right" in case.checks:
+            sides = ("left", "right") if "padding" in case.checks else ("right",)
+            report.padding = max(padding_error(case, ours, theirs, inputs, side) for side in sides)
         if "packing" in case.checks:
             report.packing = packing_error(ours, inputs["input_ids"])
         if "steps" in case.checks:
@@ -332,6 +398,8 @@ def padding_error(case: Case, ours: Any, theirs: Any, inputs: dict[str, Tensor],
     for row, missing in enumerate((40, 25)):
         mask[row, slice(0, missing) if side == "left" else slice(ids.shape[1] - missing, None)] = 0
     padded = inputs | {"attention_mask": mask}
+    if case.inputs == "pair of texts":  # RoBERTa and its kin read off the ids what is padding
+        padded["input_ids"] = ids.masked_fill(mask == 0, theirs.config.pad_token_id)
     if "decoder_input_ids" in inputs:  # what is read is padded, and what is written too
         written = torch.ones_like(inputs["decoder_input_ids"])
         written[0, slice(0, 15) if side == "left" else slice(WRITTEN - 15, None)] = 0

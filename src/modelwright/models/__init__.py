@@ -13,6 +13,7 @@ FAMILIES = {
     "mamba": "modelwright.models.mamba:ARCHITECTURES",
     "mamba2": "modelwright.models.mamba2:ARCHITECTURES",
     "mistral": "modelwright.models.llama:ARCHITECTURES",
+    "phi3": "modelwright.models.phi3:ARCHITECTURES",
     "qwen2": "modelwright.models.llama:ARCHITECTURES",
     "qwen3": "modelwright.models.llama:ARCHITECTURES",
     "recurrent": "modelwright.models.recurrent:ARCHITECTURES",
