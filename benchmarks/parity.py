@@ -23,7 +23,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from modelwright.models.layout import pack
+from modelwright.models.layout import pack, to_published
 from modelwright.models.weights import load_model, save_model
 
 LENGTH = 150
@@ -68,7 +68,15 @@ ENCODER_HEADS = {  # class in transformers -> what is compared
     "AutoModelForTokenClassification": LOGITS,
     "AutoModelForQuestionAnswering": {"start_logits": "start_logits", "end_logits": "end_logits"},
 }
-T5 = {"vocab_size": 101, "d_model": 64, "d_kv": 12, "d_ff": 96, "num_layers": 2, "num_heads": 4, "initializer_factor": 0.4}
+T5 = {
+    "vocab_size": 101,
+    "d_model": 64,
+    "d_kv": 12,
+    "d_ff": 96,
+    "num_layers": 2,
+    "num_heads": 4,
+    "initializer_factor": 0.4,
+}
 WRITES = {"logits": "logits", "encoder_last_hidden_state": "encoder_last_hidden_state"}
 WRITING = ("outputs", "padding", "steps", "gradients", "export")
 
@@ -359,8 +367,10 @@ def gradient_error(case: Case, ours: Any, theirs: Any, inputs: dict[str, Tensor]
         out = model(**inputs)
         sum(_scalar(getattr(out, name)) for name in names).backward()
     mine = {n: (torch.zeros_like(p) if p.grad is None else p.grad) for n, p in ours.named_parameters()}
-    tied = set(ours.tied_names()) if hasattr(ours, "tied_names") else set()
+    tied = ours.tied_names() if hasattr(ours, "tied_names") else {}
     packed = pack(_Untied(ours), {n: g for n, g in mine.items() if n not in tied})
+    for second, first in tied.items():  # theirs may list the shared tensor under either name
+        packed[to_published(ours, second)] = packed[to_published(ours, first)]
     wanted = {n: p.grad for n, p in theirs.named_parameters() if p.grad is not None}
     worst = 0.0
     assert set(wanted) <= set(packed), f"no gradient here for {sorted(set(wanted) - set(packed))[:3]}"
