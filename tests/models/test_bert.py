@@ -142,7 +142,8 @@ def test_minilm_equals_transformers_on_its_published_weights():
 @pytest.mark.parametrize(
     ("values", "match"),
     [
-        ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
+        ({"hidden_act": "mish"}, "activation is 'mish'"),
+        ({"is_decoder": True}, "is_decoder is True"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
         ({"num_attention_heads": 7}, "num_heads is 7"),
     ],
