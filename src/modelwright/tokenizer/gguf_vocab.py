@@ -26,6 +26,7 @@ from modelwright.tokenizer.sentencepiece import (
     NORMAL,
     SPACE,
     UNKNOWN,
+    UNUSED,
     USER_DEFINED,
     PieceModel,
     add_around,
@@ -102,6 +103,11 @@ def read_gguf_tokenizer(path: str | Path) -> Tokenizer:
     if not isinstance(pieces, list) or not pieces or not isinstance(pieces[0], str):
         raise DataError(f"{path} holds no vocabulary ({_KEYS}tokens). Give the tokenizer's own file.")
     types = _listed(path, values, "token_type", len(pieces), NORMAL)
+    num_used = len(pieces)  # the rest only fills up the rows of the embedding
+    while types[num_used - 1] == UNUSED and pieces[num_used - 1] == f"[PAD{num_used - 1}]" and num_used > 1:
+        num_used -= 1
+    values |= {key: values[key][:num_used] for key in ("tokens", "token_type", "scores") if key in values}
+    pieces, types = pieces[:num_used], types[:num_used]
     roles = _read_roles(path, values, pieces)
     if isinstance(whole, str):
         return _from_whole(path, whole, {role: pieces[index] for role, index in roles.items()}, template)
@@ -269,7 +275,7 @@ def gguf_vocab(tokenizer: Tokenizer) -> dict[str, Any]:
 def _listed_pieces(tokenizer: Tokenizer, file: Mapping[str, Any]) -> tuple[list[str], list[int]]:
     """Return every piece by id and its type; ids without a piece get a name of their own."""
     pieces = [f"[PAD{index}]" for index in range(tokenizer.vocab_size)]
-    types = [5] * tokenizer.vocab_size  # unused
+    types = [UNUSED] * tokenizer.vocab_size
     for piece, index in file["model"]["vocab"].items():
         pieces[index], types[index] = piece, NORMAL
     for token in file["added_tokens"]:
