@@ -75,6 +75,12 @@ def test_save_then_load_is_identity_and_keeps_the_dtype(tmp_path, dtype, tie_emb
     assert ("lm_head.weight" in load_file(tmp_path / "model.safetensors")) != tie_embeddings
 
 
+def test_another_task_is_asked_of_a_folder_alone(tmp_path):
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    with pytest.raises(CheckpointError, match="is a file; another task is asked of a folder"):
+        load_model(tmp_path / "m.gguf", task="sequence_classification")
+
+
 def test_dtype_can_be_asked_for(folder):
     model = load_model(folder, dtype=torch.bfloat16)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
@@ -202,7 +208,7 @@ def test_refuses_an_unknown_architecture_and_lists_the_known(folder):
         ({"rope_scaling": {"rope_type": "mrope", "factor": 4.0}}, "rope scaling is 'mrope'"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "needs the field 'low_freq_factor'"),
         ({"model_type": "mistral", "sliding_window": 0}, "sliding_window is 0"),
-        ({"model_type": "gemma"}, "model_type is 'gemma'"),
+        ({"model_type": "gpt_neox"}, "model_type is 'gpt_neox'"),
     ],
 )
 def test_refuses_a_config_it_cannot_honour(folder, changes, match):
@@ -221,7 +227,7 @@ def test_refuses_a_missing_an_extra_and_a_misshapen_tensor(folder):
     with pytest.raises(CheckpointError, match=r"no place for: model\.layers\.2\.mlp\.router\.weight"):
         load_model(folder)
     save_file({**whole, name: torch.ones(3, 32)}, folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match=rf"{name} has shape \(3, 32\); config.json asks for \(48, 32\)"):
+    with pytest.raises(CheckpointError, match=rf"{name} has shape \(3, 32\); the config asks for \(48, 32\)"):
         load_model(folder)
 
 
@@ -262,16 +268,16 @@ def test_refuses_a_broken_index(folder):
         load_model(folder)
 
     index.write_text('{"weight_map": [1]}')
-    with pytest.raises(CheckpointError, match="not a safetensors index"):
+    with pytest.raises(CheckpointError, match="not an index of weights"):
         load_model(folder)
 
 
-def test_refuses_pickled_weights_and_an_empty_folder(folder):
+def test_refuses_an_empty_folder_and_names_what_is_in_it_instead(folder):
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="holds neither model.safetensors"):
         load_model(folder)
-    (folder / "pytorch_model.bin").write_bytes(b"\x80\x02.")
-    with pytest.raises(CheckpointError, match=r"pickled weights \(pytorch_model.bin\).*Convert to safetensors"):
+    (folder / "consolidated.00.pth").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"It has consolidated\.00\.pth"):
         load_model(folder)
 
 

@@ -13,6 +13,7 @@ FAMILIES = {
     "mamba": "modelwright.models.mamba:ARCHITECTURES",
     "mamba2": "modelwright.models.mamba2:ARCHITECTURES",
     "mistral": "modelwright.models.llama:ARCHITECTURES",
+    "mixtral": "modelwright.models.mixtral:ARCHITECTURES",
     "phi3": "modelwright.models.phi3:ARCHITECTURES",
     "qwen2": "modelwright.models.llama:ARCHITECTURES",
     "qwen3": "modelwright.models.llama:ARCHITECTURES",
@@ -20,6 +21,7 @@ FAMILIES = {
     "roberta": "modelwright.models.roberta:ARCHITECTURES",
     "rwkv": "modelwright.models.rwkv:ARCHITECTURES",
     "t5": "modelwright.models.t5:ARCHITECTURES",
+    "seq2seq": "modelwright.models.seq2seq:ARCHITECTURES",
     "series": "modelwright.models.series:ARCHITECTURES",
     "xlm-roberta": "modelwright.models.roberta:ARCHITECTURES",
 }

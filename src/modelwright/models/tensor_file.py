@@ -1,27 +1,34 @@
 """Safetensors files: read them mapped into memory, one shard at a time; write them whole or not at all.
 
 A file is 8 bytes of header length (little-endian), a JSON header of names, dtypes, shapes and byte ranges, and the
-raw numbers. The writer streams tensor by tensor, so saving needs no second copy of the weights, and pads the header
-so that the numbers start on a 64-byte boundary.
+raw numbers. Every figure in a header is held against the bytes that are there before a number is touched. Tensors are
+views of the mapped file: pages come in when they are needed, or sooner (`modelwright.models.prefetch`). The writer
+streams tensor by tensor, so saving needs no second copy of the weights, and pads the header so that the numbers start
+on a 64-byte boundary. Which files a folder has, pickled ones included, is said here; those are read by
+`modelwright.models.pickled`.
 Source: https://github.com/huggingface/safetensors (format).
 """
 
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from modelwright.base.errors import CheckpointError, DataError
 from modelwright.base.files import atomic_file, read_json, write_json
+from modelwright.models import pickled
 from modelwright.models.layout import Stacked
+from modelwright.models.prefetch import Prefetch
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 ALIGNMENT = 64
+MAX_HEADER_BYTES = 100_000_000  # the reference reader's bound
 DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -33,63 +40,178 @@ DTYPE_NAMES = {
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
 }
+DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 
-def read_folder(folder: Path) -> Iterator[tuple[Path, str, Tensor]]:
+@dataclass(frozen=True)
+class Entry:
+    """Where one tensor stands in a safetensors file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int  # of its bytes in the file
+    stop: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the numbers."""
+        return self.stop - self.start
+
+
+def read_folder(folder: Path, *, is_kept: bool = False) -> Iterator[tuple[Path, str, Tensor]]:
     """Yield (file, published name, tensor) for everything in a model folder; tensors are views of the mapped file.
 
+    Args:
+        folder: With safetensors, or with pickled weights that can be read without running code.
+        is_kept: The caller keeps the tensors as they are, so the files may be brought into memory ahead of their use.
+
     Raises:
-        CheckpointError: No safetensors (a pickled checkpoint is named), a shard that is missing, damaged, outside the
-            folder or without a tensor that the index promises.
+        CheckpointError: No weights, or a shard that is missing, damaged, outside the folder or without a tensor that
+            the index promises.
     """
-    for file, promised in _shards(folder).items():
-        try:
-            with safe_open(file, framework="pt", device="cpu") as handle:
-                names = list(handle.keys())
-                lacking = sorted(promised - set(names))
-                if lacking:
-                    raise CheckpointError(
-                        f"{file} lacks the tensor {lacking[0]}, which {INDEX} says is there. Fetch or save both again."
-                    )
-                for name in names:
-                    yield file, name, handle.get_tensor(name)
-        except SafetensorError as error:
-            raise CheckpointError(
-                f"{file} ({file.stat().st_size:,} bytes) is not a whole safetensors file: {error}. "
-                "It may be cut short or damaged; fetch or save it again."
-            ) from error
-        except OSError as error:
-            raise CheckpointError(f"{file} cannot be read: {error}. Check its permissions.") from error
+    with Prefetch() as prefetch:
+        for file, promised in find_shards(folder).items():
+            read = pickled.read_pickle if file.suffix == pickled.SUFFIX else _read_file
+            names: set[str] = set()
+            for name, tensor in read(file):
+                if is_kept and not names and file.suffix != pickled.SUFFIX:
+                    prefetch.add(tensor.untyped_storage())
+                names.add(name)
+                yield file, name, tensor
+            lacking = promised - names
+            if lacking:
+                raise CheckpointError(
+                    f"{file} lacks the tensor {min(lacking)}, which the index says is there. Fetch or save both again."
+                )
 
 
-def _shards(folder: Path) -> dict[Path, set[str]]:
-    """Return the weight files of a folder, each with the tensors that the index promises in it."""
-    if (folder / WEIGHTS).is_file():
-        return {folder / WEIGHTS: set()}
-    index = folder / INDEX
-    if not index.is_file():
-        pickles = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
-        if pickles:
-            raise CheckpointError(
-                f"{folder} holds pickled weights ({pickles[0]}) and no safetensors. Unpickling can run any code, so it "
-                "is not done. Convert to safetensors first: in transformers, from_pretrained then save_pretrained."
-            )
-        raise CheckpointError(f"{folder} holds neither {WEIGHTS} nor {INDEX}. Give the folder of a whole model.")
+def read_header(file: Path) -> dict[str, Entry]:
+    """Return where each tensor of a safetensors file stands, without reading a number.
+
+    Raises:
+        CheckpointError: The file is cut short, or its header contradicts itself or the file's size.
+    """
+    try:
+        size = file.stat().st_size
+        with open(file, "rb") as handle:
+            length = int.from_bytes(handle.read(8), "little")
+            if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
+                raise _damaged(file, size, f"the header is said to take {length:,} bytes")
+            text = handle.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error}. Check its permissions.") from error
+    try:
+        header = json.loads(text, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(file, size, f"its header is no JSON ({error})") from error
+    except _TwiceError as error:
+        raise CheckpointError(f"{file} holds the tensor {error} twice. Fetch or save it again.") from None
+    if not isinstance(header, dict):
+        raise _damaged(file, size, "its header is no JSON object")
+    header.pop("__metadata__", None)
+    entries = {name: _read_entry(file, name, fields, 8 + length, size) for name, fields in header.items()}
+    end = 8 + length
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if entry.start != end:
+            raise _damaged(file, size, f"tensor {name} starts at byte {entry.start:,}, the one before ends at {end:,}")
+        end = entry.stop
+    if end != size:
+        raise _damaged(file, size, f"its tensors end at byte {end:,}")
+    return entries
+
+
+class _TwiceError(Exception):
+    """A key stands twice in a JSON object."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise _TwiceError(next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i])))
+    return values
+
+
+def _damaged(file: Path, size: int, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"{file} ({size:,} bytes) is not a whole safetensors file: {why}. It may be cut short or damaged; fetch or "
+        "save it again."
+    )
+
+
+def _read_entry(file: Path, name: str, fields: Any, base: int, size: int) -> Entry:
+    try:
+        dtype, shape, (start, stop) = fields["dtype"], tuple(fields["shape"]), fields["data_offsets"]
+        is_sound = all(isinstance(n, int) and n >= 0 for n in (*shape, start, stop))
+    except (TypeError, KeyError, ValueError):
+        is_sound = False
+    if not is_sound:
+        raise _damaged(file, size, f"tensor {name} is described as {str(fields)[:80]}")
+    if dtype not in DTYPES:
+        raise CheckpointError(f"{file}: tensor {name} has the dtype {dtype}; known: {', '.join(DTYPES)}.")
+    if stop - start != math.prod(shape) * DTYPES[dtype].itemsize:
+        raise _damaged(file, size, f"tensor {name}, {dtype} of shape {shape}, has {stop - start:,} bytes")
+    if base + stop > size:
+        raise _damaged(file, size, f"tensor {name} should end at byte {base + stop:,}")
+    return Entry(DTYPES[dtype], shape, base + start, base + stop)
+
+
+def _read_file(file: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of one file in the order they stand, as views of a private mapping of it."""
+    entries = read_header(file)
+    # Private: where a weight is written to, the file does not change.
+    storage: Any = torch.UntypedStorage.from_file(str(file), False, file.stat().st_size)
+    for name, entry in sorted(entries.items(), key=lambda item: item[1].start):
+        size = entry.dtype.itemsize
+        if entry.start % size:  # a header that is not padded
+            whole = torch.empty(0, dtype=torch.uint8).set_(storage)
+            yield name, whole[entry.start : entry.stop].clone().view(entry.dtype).view(entry.shape)
+        else:
+            empty = torch.empty(0, dtype=entry.dtype)
+            yield name, empty.set_(storage, entry.start // size, entry.shape, _strides(entry.shape))
+
+
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+
+
+def find_shards(folder: Path) -> dict[Path, set[str]]:
+    """Return the weight files of a folder, each with the tensors that the index promises in it.
+
+    Raises:
+        CheckpointError: There is none, the index is damaged or names a file outside the folder, or a shard is missing.
+    """
+    for whole, index in ((WEIGHTS, INDEX), (pickled.WEIGHTS, pickled.INDEX)):
+        if (folder / whole).is_file():
+            return {folder / whole: set()}
+        if (folder / index).is_file():
+            return _read_index(folder / index)
+    others = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".gguf"))
+    hint = f"It has {others[0]}, which is no such file." if others else "Give the folder of a whole model."
+    raise CheckpointError(f"{folder} holds neither {WEIGHTS} nor {INDEX} nor {pickled.WEIGHTS}. {hint}")
+
+
+def _read_index(index: Path) -> dict[Path, set[str]]:
     try:
         weight_map = read_json(index)["weight_map"].items()
     except (DataError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{index} is not a safetensors index ({error}); expected JSON with weight_map. Fetch it again."
+            f"{index} is not an index of weights ({error}); expected JSON with weight_map. Fetch it again."
         ) from error
+    kind = pickled.SUFFIX if index.name == pickled.INDEX else ".safetensors"
     shards: dict[Path, set[str]] = {}
     for name, file in weight_map:
-        if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):
+        # A link out of the folder is the owner's own doing (the hub's cache is made of them); a name is not.
+        if not isinstance(file, str) or Path(file).name != file or file in ("", ".", "..") or "\\" in file:
             raise CheckpointError(
                 f"{index} places {name} in {file!r}; expected the name of a file in the same folder. "
                 "Nothing outside the model's folder is read."
             )
-        shards.setdefault(folder / file, set()).add(name)
+        if not file.endswith(kind):
+            raise CheckpointError(f"{index} places {name} in {file!r}; expected a file that ends with {kind}.")
+        shards.setdefault(index.parent / file, set()).add(name)
     for file, names in shards.items():
         if not file.is_file():
             raise CheckpointError(
