@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from modelwright.base.errors import ConfigError, DataError
 from modelwright.base.registry import lookup
+from modelwright.models.fit import fit_steps
 from modelwright.models.own_format import OwnFormat, fields_from_hf, fields_to_hf
 from modelwright.nn import RECURRENT_CELLS
 from modelwright.nn.init import init_weights
@@ -181,19 +182,14 @@ def fit_regressor(
     init_weights(model, seed)
     nn.init.zeros_(model.output.weight)  # the first forecast is the naive one
     x, y = (torch.from_numpy(np.ascontiguousarray(a, dtype=np.float32)) for a in (inputs, targets))
-    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
     generator = torch.Generator().manual_seed(seed)
-    for _ in range(num_steps):
+
+    def loss_at(step: int) -> Tensor:
         rows = torch.randint(len(x), (min(batch_size, len(x)),), generator=generator)
         scale = x[rows].std(1).clamp_min(1e-8)
-        loss = (((model(x[rows]) - y[rows]) / scale) ** 2).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-    model.eval()
+        return (((model(x[rows]) - y[rows]) / scale) ** 2).mean()
+
+    fit_steps(model, loss_at, num_steps, learning_rate=learning_rate)
 
     @torch.no_grad()
     def forecast(windows: Floats) -> Floats:

@@ -99,6 +99,13 @@ def record_attention() -> Iterator[list[Tensor]]:
         _recorded.reset(token)
 
 
+def record_weights(weights: Tensor) -> None:
+    """Add attention weights (B, N, T, S) that were not computed by `attend` to what is being recorded, if anything."""
+    maps = None if torch.compiler.is_compiling() else _recorded.get()
+    if maps is not None:
+        maps.append(weights.detach())
+
+
 def attend(
     q: Tensor,
     k: Tensor,
