@@ -23,7 +23,9 @@ def test_no_field_of_the_official_client_is_unheard_of(method, implemented):
 
 def test_the_classes_of_fields_do_not_overlap():
     for implemented in (fields.CHAT, fields.COMPLETIONS):
-        assert not implemented & (set(fields.HARMLESS) | set(fields.NEUTRAL))
+        # The documents, which quote and draw nothing, take the settings of drawing with neutral values only.
+        only_here = implemented - fields.DRAWING - {"echo", "top_logprobs"}
+        assert not only_here & (set(fields.HARMLESS) | set(fields.NEUTRAL))
     assert not set(fields.HARMLESS) & set(fields.NEUTRAL)
 
 
@@ -60,6 +62,6 @@ def test_both_spellings_of_the_length_mean_the_same():
 
 def test_false_is_not_zero():
     with pytest.raises(RequestError, match="logprobs is not supported"):
-        fields.check_names({"logprobs": 0}, fields.CHAT)
+        fields.check_names({"logprobs": 0}, fields.DOCUMENTS)
     with pytest.raises(RequestError, match="n is not supported"):
-        fields.check_names({"n": True}, fields.CHAT)
+        fields.check_names({"n": True}, fields.DOCUMENTS)

@@ -149,11 +149,14 @@ REFUSED = {
     "stream": ("yes", "true or false"),
     "stream_options": ({"include_usage": True}, "unless stream"),
     "messages": ([], "1 to"),
-    "n": (2, "not supported"),
-    "logprobs": (True, "not supported"),
-    "top_logprobs": (3, "not supported"),
-    "frequency_penalty": (0.5, "not supported"),
-    "logit_bias": ({"5": 1}, "not supported"),
+    "n": (0, "from 1 to 128"),
+    "logprobs": (3, "true or false"),
+    "top_logprobs": (3, "unless logprobs"),
+    "frequency_penalty": (2.5, "from -2 to 2"),
+    "logit_bias": ({"five": 1}, "token ids"),
+    "min_p": (1.5, "below 1"),
+    "bad_words": ([""], "non-empty"),
+    "suffix": ("x", "not supported"),
     "tools": ([{"type": "function"}], "not supported"),
     "response_format": ({"type": "json_schema"}, "'response_format' of type 'json_schema' is not supported"),
     "audio": ({"voice": "x"}, "not supported"),
@@ -348,3 +351,57 @@ def test_200_mixed_requests_from_8_clients_are_answered_and_streams_equal_wholes
         assert by_job[number, True] == by_job[number, False]
         assert by_job[number, True] == by_job[(number + 50) % 100, True]  # the same request, among other neighbours
     server.wait_until_idle()
+
+
+def test_several_choices_and_log_probabilities_in_a_chat(server):
+    client = server.client()
+    asked = dict(
+        model="tiny", messages=HELLO, max_tokens=6, temperature=1.0, seed=3, n=3, logprobs=True, top_logprobs=2
+    )
+    whole = client.chat.completions.create(**asked)
+    assert [c.index for c in whole.choices] == [0, 1, 2]
+    assert len({c.message.content for c in whole.choices}) > 1
+    for choice in whole.choices:
+        told = choice.logprobs.content
+        assert all(len(t.top_logprobs) == 2 and t.logprob <= 0 for t in told)
+        assert all(t.top_logprobs[0].logprob >= t.top_logprobs[1].logprob for t in told)
+        joined = b"".join(bytes(t.bytes) for t in told).decode("utf-8", "replace")
+        assert joined.startswith(choice.message.content)  # the end-of-text token has no text
+    texts, told = ["", "", ""], [0, 0, 0]
+    for chunk in client.chat.completions.create(**asked, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+            told[choice.index] += len(choice.logprobs.content) if choice.logprobs else 0
+    assert texts == [c.message.content for c in whole.choices]
+    assert told == [len(c.logprobs.content) for c in whole.choices]
+    assert whole.usage.completion_tokens == sum(told)
+
+
+def test_a_completion_echoes_its_prompt_with_log_probabilities(server):
+    client = server.client()
+    asked = dict(model="tiny", prompt="The heap is a tree", max_tokens=3, temperature=0, logprobs=2, echo=True)
+    done = client.completions.create(**asked)
+    choice = done.choices[0]
+    assert choice.text.startswith("The heap is a tree")
+    told = choice.logprobs
+    assert told.token_logprobs[0] is None and all(p <= 0 for p in told.token_logprobs[1:])
+    assert len(told.tokens) == done.usage.prompt_tokens + done.usage.completion_tokens == len(told.text_offset)
+    assert "".join(told.tokens[: done.usage.prompt_tokens]) == "The heap is a tree"
+    for token, offset in zip(told.tokens[: done.usage.prompt_tokens], told.text_offset, strict=False):
+        assert choice.text[offset : offset + len(token)] == token
+    assert told.top_logprobs[-1] and len(told.top_logprobs[-1]) == 2
+    streamed, logprobs = "", []
+    for chunk in client.completions.create(**asked, stream=True):
+        for piece in chunk.choices:
+            streamed += piece.text
+            logprobs += piece.logprobs.token_logprobs if piece.logprobs else []
+    assert streamed == choice.text and logprobs == told.token_logprobs
+    two = client.completions.create(model="tiny", prompt=["A", "B"], n=2, max_tokens=2, seed=1)
+    assert [c.index for c in two.choices] == [0, 1, 2, 3]
+    plain = client.completions.create(model="tiny", prompt="A", max_tokens=4, temperature=0, logit_bias={"70": 100})
+    assert plain.choices[0].logprobs is None and len(set(plain.choices[0].text)) == 1
+
+
+def test_the_documents_refuse_what_cannot_change_a_quote(server):
+    response = post(server, "/v1/chat/completions", {**chat_body(), "model": "tiny-documents", "n": 2})
+    assert response.status_code == 400 and "n is not supported" in response.json()["error"]["message"]

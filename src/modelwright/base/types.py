@@ -4,10 +4,12 @@ Everything above the engine that needs a language model takes a `ChatModel`; not
 local engine or a remote endpoint stands behind it.
 """
 
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
+SEED_STRIDE = 0x9E3779B97F4A7C15  # odd, so that the seeds of a prompt's completions all differ
 FinishReason = Literal["stop", "length", "abort"]
 
 
@@ -71,7 +73,6 @@ class SamplingParams:
             object.__setattr__(self, "stop", tuple(self.stop or ()))
         object.__setattr__(self, "bad_words", tuple(self.bad_words or ()))
         object.__setattr__(self, "logit_bias", {int(k): float(v) for k, v in (self.logit_bias or {}).items()})
-        penalties = (self.frequency_penalty, self.presence_penalty)
         rules = (
             ("temperature", self.temperature, 0 <= self.temperature <= 100, "between 0 and 100"),
             ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
@@ -82,7 +83,8 @@ class SamplingParams:
             ("min_p", self.min_p, 0 <= self.min_p < 1, "from 0 (off) to below 1"),
             ("typical_p", self.typical_p, 0 < self.typical_p <= 1, "above 0 and at most 1 (off)"),
             ("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty <= 10, "above 0, at most 10"),
-            ("frequency_penalty and presence_penalty", penalties, all(-2 <= p <= 2 for p in penalties), "from -2 to 2"),
+            ("frequency_penalty", self.frequency_penalty, -2 <= self.frequency_penalty <= 2, "from -2 to 2"),
+            ("presence_penalty", self.presence_penalty, -2 <= self.presence_penalty <= 2, "from -2 to 2"),
             ("logit_bias", self.logit_bias, all(-100 <= b <= 100 for b in self.logit_bias.values()), "-100 to 100"),
             ("bad_words", self.bad_words, all(isinstance(w, str) and w for w in self.bad_words), "non-empty texts"),
             ("n", self.n, 1 <= self.n <= 128, "from 1 to 128"),
@@ -91,6 +93,13 @@ class SamplingParams:
         for name, value, is_right, expected in rules:
             if not is_right:
                 raise RequestError(f"{name} is {value!r}; it must be {expected}.", param=name, code="invalid_value")
+
+    def split(self) -> list["SamplingParams"]:
+        """Return the params of each of the ``n`` completions; the first keeps the seed, the others' follow from it."""
+        if self.n == 1:
+            return [self]
+        seed = secrets.randbits(63) if self.seed is None else self.seed
+        return [replace(self, n=1, seed=seed + SEED_STRIDE * i) for i in range(self.n)]
 
 
 TopLogprobs = tuple[tuple[int, float], ...]  # token ids and natural log-probabilities, likeliest first

@@ -266,12 +266,13 @@ class Engine:
             text = speech.push(token, can_stop=request.num_output > request.params.min_tokens)
         request.finish_reason = self._ending(request, token, speech)
         top = (drawn.top,) if request.params.logprobs is not None else ()
+        is_first = request.params.prompt_logprobs and request.num_output == 1
+        told = (None, *request.prompt_logprobs) if is_first else None
         if request.finish_reason is None:
-            return Piece(request.id, Delta(text, (token,)), (logprob,), top)
+            return Piece(request.id, Delta(text, (token,)), (logprob,), top, prompt_logprobs=told)
         if not speech.is_stopped:
             text += speech.finish()
         self._close(request)
-        told = (None, *request.prompt_logprobs) if request.params.prompt_logprobs else None
         last = Delta(text, (token,), request.finish_reason, request.usage)
         return Piece(request.id, last, (logprob,), top, prompt_logprobs=told)
 

@@ -4,7 +4,6 @@ Every call may be given one prompt or many; many are computed together. Calls fr
 step, so streams that are open at the same time share the batch.
 """
 
-import secrets
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -18,7 +17,6 @@ from modelwright.engine.engine import Engine, EngineConfig, EngineStats
 from modelwright.engine.request import Answer, Piece, Request
 from modelwright.tokenizer.bpe import Tokenizer
 
-SEED_STRIDE = 0x9E3779B97F4A7C15  # an odd number, so that the seeds of a prompt's completions all differ
 Prompt = str | Sequence[int]
 
 
@@ -85,7 +83,7 @@ class LLM:
         checked: list[Request] = []
         for prompt, one in zip(listed, each, strict=True):
             ids = self._encode(prompt)  # type: ignore[arg-type]
-            checked += [self.engine.check(ids, p) for p in split_choices(one)]
+            checked += [self.engine.check(ids, p) for p in one.split()]
         done = iter(self._finish(checked))
         return [_join([next(done) for _ in range(one.n)]) for one in each]
 
@@ -178,14 +176,6 @@ class LLM:
             for request in requests:
                 self.engine.abort(request)
                 self._pieces.pop(request.id, None)
-
-
-def split_choices(params: SamplingParams) -> list[SamplingParams]:
-    """Return the params of each of ``n`` completions; the first keeps the seed, the others' follow from it."""
-    if params.n == 1:
-        return [params]
-    seed = secrets.randbits(63) if params.seed is None else params.seed
-    return [replace(params, n=1, seed=seed + SEED_STRIDE * i) for i in range(params.n)]
 
 
 def _join(completions: list[Completion]) -> Completion:

@@ -158,7 +158,7 @@ class Piece:
     delta: Delta
     logprobs: tuple[float, ...] = ()
     top_logprobs: tuple[TopLogprobs, ...] = ()
-    prompt_logprobs: tuple[float | None, ...] | None = None  # with the last piece, if asked for
+    prompt_logprobs: tuple[float | None, ...] | None = None  # with the first piece, if asked for
     error: ModelwrightError | None = None
 
     @property

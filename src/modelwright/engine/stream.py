@@ -109,6 +109,12 @@ class AsyncEngine:
         """
         return self._stream_async(self._check(prompt_ids, params, tags))
 
+    def stream_pieces(
+        self, prompt_ids: Sequence[int], params: SamplingParams, tags: dict[str, str] | None = None
+    ) -> AsyncGenerator[Piece, None]:
+        """Complete a prompt piece by piece, each with its log-probabilities; otherwise as `stream_tokens`."""
+        return self._pieces_async(self._check(prompt_ids, params, tags))
+
     async def complete_tokens(
         self, prompt_ids: Sequence[int], params: SamplingParams, tags: dict[str, str] | None = None
     ) -> Completion:

@@ -21,8 +21,19 @@ SEED_LIMIT = 2**63
 
 SAMPLING = frozenset({"temperature", "top_p", "top_k", "max_tokens", "seed", "stop", "ignore_eos"})
 STREAMING = frozenset({"model", "stream", "stream_options"})
-CHAT = SAMPLING | STREAMING | {"messages", "max_completion_tokens"}
-COMPLETIONS = SAMPLING | STREAMING | {"prompt"}
+DOCUMENTS = SAMPLING | STREAMING | {"messages", "max_completion_tokens"}
+NUMBERS = {  # more of `SamplingParams`, by the same names, with what asks for nothing
+    "min_p": 0.0,
+    "typical_p": 1.0,
+    "repetition_penalty": 1.0,
+    "frequency_penalty": 0.0,
+    "presence_penalty": 0.0,
+}
+DRAWING = frozenset({*NUMBERS, "logit_bias", "bad_words", "min_tokens", "n", "logprobs"})
+CHAT = DOCUMENTS | DRAWING | {"top_logprobs"}
+COMPLETIONS = SAMPLING | STREAMING | DRAWING | {"prompt", "echo"}
+MAX_CHAT_LOGPROBS, MAX_TEXT_LOGPROBS = 20, 20
+MAX_BIASES = 4096
 
 HARMLESS: dict[str, type] = {
     "user": str,
@@ -41,9 +52,10 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "logprobs": (False,),
     "top_logprobs": (0,),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
+    **{name: (value,) for name, value in NUMBERS.items()},
     "logit_bias": ({},),
+    "bad_words": ([],),
+    "min_tokens": (0,),
     "tools": ([],),
     "functions": ([],),
     "tool_choice": ("none", "auto"),  # without tools both mean: answer in words
@@ -90,10 +102,10 @@ def check_names(body: Mapping[str, Any], implemented: frozenset[str]) -> None:
     """Refuse every field that this server would have to ignore.
 
     >>> check_names({"temperature": 0, "user": "me", "n": 1}, CHAT)
-    >>> check_names({"logit_bias": {"5": 1}}, CHAT)
+    >>> check_names({"suffix": "x"}, CHAT)
     Traceback (most recent call last):
     ...
-    modelwright.base.errors.RequestError: logit_bias is not supported by this server. Leave it out, or send null or {}.
+    modelwright.base.errors.RequestError: suffix is not supported by this server. Leave it out, or send null or "".
     """
     for name, value in body.items():
         if name in implemented or (value is None and name in HARMLESS):
@@ -184,7 +196,50 @@ def sampling(body: Mapping[str, Any], length: int, *, temperature: float = 1.0) 
         seed=whole(body, "seed", None),
         stop=stop_texts(body),
         ignore_eos=flag(body, "ignore_eos"),
+        min_tokens=whole(body, "min_tokens", 0) or 0,
+        logit_bias=_logit_bias(body),
+        bad_words=_texts(body, "bad_words"),
+        n=_whole_of(body, "n", 1),
+        logprobs=_logprobs(body),
+        prompt_logprobs=flag(body, "echo") and _logprobs(body) is not None,
+        **{name: number(body, name, default) for name, default in NUMBERS.items()},  # type: ignore[arg-type]
     )
+
+
+def _whole_of(body: Mapping[str, Any], name: str, default: int) -> int:
+    value = whole(body, name, default)
+    return default if value is None else value
+
+
+def _texts(body: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    texts = body.get(name) or []
+    if not isinstance(texts, list) or not all(isinstance(t, str) and t for t in texts) or len(texts) > MAX_STOPS:
+        refuse(name, body.get(name), f"a list of at most {MAX_STOPS} non-empty texts")
+    return tuple(texts)
+
+
+def _logit_bias(body: Mapping[str, Any]) -> dict[int, float]:
+    """Return token ids and what is added to their logits; JSON writes the ids as texts."""
+    biases = body.get("logit_bias") or {}
+    is_right = isinstance(biases, dict) and len(biases) <= MAX_BIASES
+    if not is_right or not all(str(k).isdecimal() and isinstance(b, (int, float)) for k, b in biases.items()):
+        refuse("logit_bias", biases, f"an object of at most {MAX_BIASES} token ids, each with a number")
+    return {int(token): float(bias) for token, bias in biases.items()}
+
+
+def _logprobs(body: Mapping[str, Any]) -> int | None:
+    """Return how many alternatives are told: ``logprobs`` is a flag in a chat, a number in a completion."""
+    if "prompt" in body:
+        value = whole(body, "logprobs", None)
+        if value is not None and not 0 <= value <= MAX_TEXT_LOGPROBS:
+            refuse("logprobs", value, f"from 0 to {MAX_TEXT_LOGPROBS}", "invalid_value")
+        return value
+    is_on, top = flag(body, "logprobs"), whole(body, "top_logprobs", None)
+    if top is not None and not is_on and top != 0:
+        refuse("top_logprobs", top, "left out unless logprobs is true", "invalid_value")
+    if top is not None and not 0 <= top <= MAX_CHAT_LOGPROBS:
+        refuse("top_logprobs", top, f"from 0 to {MAX_CHAT_LOGPROBS}", "invalid_value")
+    return (top or 0) if is_on else None
 
 
 def streaming(body: Mapping[str, Any]) -> Streaming:

@@ -3,13 +3,17 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from modelwright.base.errors import ConfigError, ModelwrightError, RequestError
 from modelwright.base.types import Message, SamplingParams
 from modelwright.serve import fields
 from modelwright.serve.errors import EngineDownError
-from modelwright.serve.served import Piece, Served
+from modelwright.serve.served import Piece, Served, Token
+
+if TYPE_CHECKING:
+    from modelwright.engine.request import Piece as EnginePiece
 
 LEGACY_MAX_TOKENS = 16  # what /v1/completions has always meant by no max_tokens
 
@@ -65,33 +69,59 @@ async def generate(served: Served, prompt_ids: Sequence[int], params: SamplingPa
     """
     assert served.engine is not None
     try:
-        async with contextlib.aclosing(served.engine.stream_tokens(prompt_ids, params)) as deltas:
-            async for delta in deltas:
-                if delta.text or delta.finish_reason is not None:
-                    yield Piece(delta.text, delta.finish_reason, delta.usage)
+        async with contextlib.aclosing(served.engine.stream_pieces(prompt_ids, params)) as pieces:
+            async for piece in pieces:
+                delta = piece.delta
+                tokens: tuple[Token, ...] = ()
+                if params.logprobs is not None:
+                    tokens = _tokens(prompt_ids, piece)
+                if delta.text or tokens or delta.finish_reason is not None:
+                    yield Piece(delta.text, delta.finish_reason, delta.usage, tokens=tokens)
     except ModelwrightError as error:
         if served.engine.is_healthy:
             raise
         raise EngineDownError(f"The engine has stopped: {error} Start the server again.") from error
 
 
-async def chat_pieces(served: Served, body: Mapping[str, Any]) -> AsyncGenerator[Piece, None]:
-    """Check a chat request and return the pieces of its answer."""
+def _tokens(prompt_ids: Sequence[int], piece: "EnginePiece") -> tuple[Token, ...]:
+    """Return the tokens of one piece, after those of an echoed prompt if it is the first."""
+    echoed = [Token(i, p) for i, p in zip(prompt_ids, piece.prompt_logprobs or (), strict=False)]
+    drawn = zip(piece.delta.token_ids, piece.logprobs, piece.top_logprobs, strict=True)
+    return (*echoed, *(Token(i, p, top) for i, p, top in drawn))
+
+
+async def chat_pieces(served: Served, body: Mapping[str, Any]) -> list[AsyncGenerator[Piece, None]]:
+    """Check a chat request and return the pieces of each of its answers."""
     messages = fields.messages(body)
     asked = fields.max_tokens(body)
     fields.sampling(body, asked or 1)  # what is wrong with a setting is said before a long text is read
     ids = await chat_ids(served, messages)
-    return generate(served, ids, fields.sampling(body, room(served, len(ids), asked, None, "messages")))
+    params = fields.sampling(body, room(served, len(ids), asked, None, "messages"))
+    return [generate(served, ids, one) for one in params.split()]
 
 
 async def completion_pieces(
     served: Served, prompt: str | Sequence[int], body: Mapping[str, Any]
-) -> AsyncGenerator[Piece, None]:
-    """Check one prompt of a completion request and return the pieces of its answer."""
+) -> list[AsyncGenerator[Piece, None]]:
+    """Check one prompt of a completion request and return the pieces of each of its completions."""
     asked = fields.max_tokens(body)
     fields.sampling(body, asked or 1)
     ids = await encode(served, prompt) if isinstance(prompt, str) else list(prompt)
-    return generate(served, ids, fields.sampling(body, room(served, len(ids), asked, LEGACY_MAX_TOKENS, "prompt")))
+    params = fields.sampling(body, room(served, len(ids), asked, LEGACY_MAX_TOKENS, "prompt"))
+    streams = [generate(served, ids, one) for one in params.split()]
+    if not fields.flag(body, "echo"):
+        return streams
+    assert served.tokenizer is not None
+    text = prompt if isinstance(prompt, str) else served.tokenizer.decode(ids, skip_special_tokens=False)
+    return [_echo(text, stream) for stream in streams]
+
+
+async def _echo(prompt: str, pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[Piece, None]:
+    """Put the prompt before the first piece."""
+    async with contextlib.aclosing(pieces):
+        async for piece in pieces:
+            yield replace(piece, text=prompt + piece.text)
+            prompt = ""
 
 
 def check_ids(value: Any, param: str, vocab_size: int) -> list[int]:

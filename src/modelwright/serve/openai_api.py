@@ -8,7 +8,8 @@ Source: the OpenAI API reference; vLLM for /tokenize and /detokenize.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from modelwright.base.errors import RequestError
@@ -17,8 +18,9 @@ from modelwright.serve import documents, fields, language
 from modelwright.serve.body import read_json
 from modelwright.serve.events import DONE, ClientGoneError, EventStream, event, gather_streams, while_connected
 from modelwright.serve.metrics import Timer
+from modelwright.serve.probabilities import Spelling, chat_logprobs, text_logprobs
 from modelwright.serve.replies import Reply, sum_usage, usage_object
-from modelwright.serve.served import Piece, Served
+from modelwright.serve.served import Piece, Served, Token
 from modelwright.serve.web import FastAPI, JSONResponse, Request, Response
 
 Pieces = AsyncGenerator[Piece, None]
@@ -49,21 +51,25 @@ async def timed(served: Served, model: str, pieces: Pieces) -> Pieces:
         served.pulse.stop()
 
 
-async def chat_events(reply: Reply, pieces: Pieces, how: fields.Streaming) -> AsyncGenerator[bytes, None]:
-    """Yield the server-sent events of a chat answer."""
-    is_first, usage = True, NO_USAGE
-    async with contextlib.aclosing(pieces):
-        async for piece in pieces:
-            if is_first:
-                yield _chunk(reply.chat_chunk({"role": "assistant", "content": ""}), how)
-                is_first = False
-            if piece.text:
-                yield _chunk(reply.chat_chunk({"content": piece.text}), how)
+async def chat_events(
+    reply: Reply, streams: list[Pieces], how: fields.Streaming, spelling: Spelling | None
+) -> AsyncGenerator[bytes, None]:
+    """Yield the server-sent events of a chat answer, of several choices as they come."""
+    usages: list[Usage] = []
+    begun: set[int] = set()
+    async with contextlib.aclosing(gather_streams(streams)) as items:
+        async for index, piece in items:
+            if index not in begun:
+                yield _chunk(reply.chat_chunk(index, {"role": "assistant", "content": ""}), how)
+                begun.add(index)
+            if piece.text or piece.tokens:
+                told = chat_logprobs(spelling, piece.tokens) if spelling is not None and piece.tokens else None
+                yield _chunk(reply.chat_chunk(index, {"content": piece.text}, logprobs=told), how)
             if piece.finish_reason is not None:
-                usage = piece.usage or NO_USAGE
-                yield _chunk(reply.chat_chunk(piece.extra, piece.finish_reason), how)
+                usages.append(piece.usage or NO_USAGE)
+                yield _chunk(reply.chat_chunk(index, piece.extra, piece.finish_reason), how)
     if how.include_usage:
-        yield event(reply.usage_chunk("chat.completion.chunk", usage))
+        yield event(reply.usage_chunk("chat.completion.chunk", _shared_usage(usages)))
     yield DONE
 
 
@@ -72,23 +78,47 @@ def _chunk(chunk: dict[str, Any], how: fields.Streaming) -> bytes:
     return event({**chunk, "usage": None} if how.include_usage else chunk)
 
 
-async def whole_chat(reply: Reply, pieces: Pieces) -> dict[str, Any]:
-    """Return a chat answer as one object."""
-    texts, last = [], Piece("")
-    async with contextlib.aclosing(pieces):
-        async for piece in pieces:
-            texts.append(piece.text)
-            last = piece
-    body = reply.chat("".join(texts), last.finish_reason, last.extra)
-    return {**body, "usage": usage_object(last.usage or NO_USAGE)}
+def _shared_usage(usages: list[Usage]) -> Usage:
+    """Return the usage of several completions of one prompt, which counts once."""
+    if not usages:
+        return NO_USAGE
+    written = sum(u.completion_tokens for u in usages)
+    return Usage(usages[0].prompt_tokens, written, max(u.cached_tokens for u in usages))
 
 
-async def completion_events(reply: Reply, streams: list[Pieces], how: fields.Streaming) -> AsyncGenerator[bytes, None]:
-    """Yield the server-sent events of a completion of one or many prompts, interleaved as they come."""
-    usages = []
+async def _collect(streams: list[Pieces]) -> tuple[list[str], list[list[Token]], list[Piece]]:
+    """Return the text, the tokens and the last piece of each stream."""
+    texts = [""] * len(streams)
+    tokens: list[list[Token]] = [[] for _ in streams]
+    last = [Piece("")] * len(streams)
     async with contextlib.aclosing(gather_streams(streams)) as items:
         async for index, piece in items:
-            choice = reply.text_choice(index, piece.text, piece.finish_reason)
+            texts[index] += piece.text
+            tokens[index] += piece.tokens
+            last[index] = piece
+    return texts, tokens, last
+
+
+async def whole_chat(reply: Reply, streams: list[Pieces], spelling: Spelling | None) -> dict[str, Any]:
+    """Return a chat answer as one object."""
+    texts, tokens, last = await _collect(streams)
+    told = [None if spelling is None else chat_logprobs(spelling, each) for each in tokens]
+    choices = [reply.chat_choice(i, texts[i], last[i], told[i]) for i in range(len(streams))]
+    usage = _shared_usage([piece.usage or NO_USAGE for piece in last])
+    return {**reply.frame("chat.completion", choices), "usage": usage_object(usage)}
+
+
+async def completion_events(
+    reply: Reply, streams: list[Pieces], how: fields.Streaming, told: "Told | None"
+) -> AsyncGenerator[bytes, None]:
+    """Yield the server-sent events of a completion of one or many prompts, interleaved as they come."""
+    usages = []
+    offsets = [0] * len(streams)
+    async with contextlib.aclosing(gather_streams(streams)) as items:
+        async for index, piece in items:
+            logprobs = None if told is None else told.of(piece.tokens, offsets[index])
+            offsets[index] += sum(len(text) for text in (logprobs or {}).get("tokens", ()))
+            choice = reply.text_choice(index, piece.text, piece.finish_reason, logprobs)
             yield _chunk(reply.frame("text_completion", [choice]), how)
             if piece.usage is not None:
                 usages.append(piece.usage)
@@ -97,19 +127,27 @@ async def completion_events(reply: Reply, streams: list[Pieces], how: fields.Str
     yield DONE
 
 
-async def whole_completion(reply: Reply, streams: list[Pieces]) -> dict[str, Any]:
+async def whole_completion(reply: Reply, streams: list[Pieces], told: "Told | None") -> dict[str, Any]:
     """Return the completion of one or many prompts as one object."""
-    texts = [""] * len(streams)
-    reasons: list[str | None] = [None] * len(streams)
-    usages = []
-    async with contextlib.aclosing(gather_streams(streams)) as items:
-        async for index, piece in items:
-            texts[index] += piece.text
-            reasons[index] = piece.finish_reason
-            if piece.usage is not None:
-                usages.append(piece.usage)
-    choices = [reply.text_choice(i, t, r) for i, (t, r) in enumerate(zip(texts, reasons, strict=True))]
-    return {**reply.frame("text_completion", choices), "usage": usage_object(sum_usage(usages))}
+    texts, tokens, last = await _collect(streams)
+    choices = [
+        reply.text_choice(i, texts[i], last[i].finish_reason, None if told is None else told.of(tokens[i], 0))
+        for i in range(len(streams))
+    ]
+    usage = sum_usage([piece.usage or NO_USAGE for piece in last])
+    return {**reply.frame("text_completion", choices), "usage": usage_object(usage)}
+
+
+@dataclass(frozen=True)
+class Told:
+    """How a completion request wants its log-probabilities."""
+
+    spelling: Spelling
+    num_top: int
+
+    def of(self, tokens: Sequence[Token], offset: int) -> dict[str, Any]:
+        """Return the ``logprobs`` object of some tokens."""
+        return text_logprobs(self.spelling, tokens, offset, self.num_top > 0)
 
 
 class OpenAIRoutes:
@@ -150,15 +188,17 @@ class OpenAIRoutes:
         served = self.served
         body = await self._read(request)
         name = served.check_model(body.get("model"))
-        fields.check_names(body, fields.CHAT)
+        is_quoted = name == served.documents_name
+        fields.check_names(body, fields.DOCUMENTS if is_quoted else fields.CHAT)
         how = fields.streaming(body)
         served.admit()
-        answer = documents.answer_pieces if name == served.documents_name else language.chat_pieces
-        pieces = timed(served, name, await answer(served, body))
+        made = [await documents.answer_pieces(served, body)] if is_quoted else await language.chat_pieces(served, body)
+        streams = [timed(served, name, pieces) for pieces in made]
+        spelling = Spelling(served.tokenizer) if body.get("logprobs") and not is_quoted else None
         reply = Reply(name, "chatcmpl")
         if how.is_on:
-            return EventStream(chat_events(reply, pieces, how))
-        return await self._whole(request, whole_chat(reply, pieces))
+            return EventStream(chat_events(reply, streams, how, spelling))
+        return await self._whole(request, whole_chat(reply, streams, spelling))
 
     async def complete(self, request: Request) -> Response:
         """Continue one prompt or many."""
@@ -172,11 +212,14 @@ class OpenAIRoutes:
         how = fields.streaming(body)
         served.admit()
         prompts = fields.prompts(body, served.config.max_prompts)
-        streams = [timed(served, name, await language.completion_pieces(served, p, body)) for p in prompts]
+        made = [await language.completion_pieces(served, prompt, body) for prompt in prompts]
+        streams = [timed(served, name, pieces) for choices in made for pieces in choices]
+        num_top = fields.whole(body, "logprobs", None)
+        told = None if num_top is None else Told(Spelling(served.tokenizer), num_top)
         reply = Reply(name, "cmpl")
         if how.is_on:
-            return EventStream(completion_events(reply, streams, how))
-        return await self._whole(request, whole_completion(reply, streams))
+            return EventStream(completion_events(reply, streams, how, told))
+        return await self._whole(request, whole_completion(reply, streams, told))
 
     async def _whole(self, request: Request, work: Any) -> Response:
         try:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from modelwright.base.types import Usage
+from modelwright.serve.served import Piece
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:
@@ -51,20 +52,27 @@ class Reply:
             "choices": choices,
         }
 
-    def chat(self, text: str, finish_reason: str | None, extra: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a whole chat completion."""
-        message = {"role": "assistant", "content": text, "refusal": None, **extra}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
-        return self.frame("chat.completion", [choice])
+    def chat_choice(self, index: int, text: str, last: Piece, logprobs: dict[str, Any] | None) -> dict[str, Any]:
+        """Return one choice of a whole chat completion."""
+        message = {"role": "assistant", "content": text, "refusal": None, **last.extra}
+        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": last.finish_reason}
 
-    def chat_chunk(self, delta: Mapping[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+    def chat_chunk(
+        self,
+        index: int,
+        delta: Mapping[str, Any],
+        finish_reason: str | None = None,
+        logprobs: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
         """Return one chunk of a streamed chat completion."""
-        choice = {"index": 0, "delta": dict(delta), "logprobs": None, "finish_reason": finish_reason}
+        choice = {"index": index, "delta": dict(delta), "logprobs": logprobs, "finish_reason": finish_reason}
         return self.frame("chat.completion.chunk", [choice])
 
-    def text_choice(self, index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
+    def text_choice(
+        self, index: int, text: str, finish_reason: str | None, logprobs: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         """Return one choice of a text completion; streamed and whole ones look alike."""
-        return {"index": index, "text": text, "logprobs": None, "finish_reason": finish_reason}
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
 
     def usage_chunk(self, kind: str, usage: Usage) -> dict[str, Any]:
         """Return the last chunk of a stream that was asked to tell its usage."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from modelwright.base.errors import CapacityError, ConfigError, RequestError
-from modelwright.base.types import FinishReason, Usage
+from modelwright.base.types import FinishReason, TopLogprobs, Usage
 from modelwright.serve.errors import EngineDownError
 from modelwright.serve.metrics import Metrics
 
@@ -46,6 +46,15 @@ class ServeConfig:
 
 
 @dataclass(frozen=True)
+class Token:
+    """One token of an answer whose log-probabilities were asked for."""
+
+    id: int
+    logprob: float | None  # None: the first token of an echoed prompt
+    top: TopLogprobs = ()
+
+
+@dataclass(frozen=True)
 class Piece:
     """A piece of an answer while it streams; the last one carries the reason, the usage and any extension fields."""
 
@@ -53,6 +62,7 @@ class Piece:
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    tokens: tuple[Token, ...] = ()
 
 
 class Pulse:
