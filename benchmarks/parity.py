@@ -77,6 +77,11 @@ T5 = {
     "num_heads": 4,
     "initializer_factor": 0.4,
 }
+# 81 patches: beyond 64 positions
+VISION = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+VISION |= {"image_size": 36, "patch_size": 4}
+SEEN = {"last_hidden_state": "last_hidden_state", "pooled": "pooler_output"}
+SEEING = ("outputs", "gradients", "export")
 WRITES = {"logits": "logits", "encoder_last_hidden_state": "encoder_last_hidden_state"}
 WRITING = ("outputs", "padding", "steps", "gradients", "export")
 
@@ -152,6 +157,12 @@ CASES: dict[str, Case] = {
         file="gemma",
         source="arXiv 2503.19786",
     ),
+    "mixtral": Case(
+        "MixtralConfig",
+        SMALL | HEADS | {"num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": 40},
+        file="mixtral",
+        source="arXiv 2401.04088",
+    ),
     "phi3": Case("Phi3Config", SMALL | HEADS | {"pad_token_id": 0}, file="phi3", source="arXiv 2404.14219"),
     "phi3, window, half of a head": Case(
         "Phi3Config",
@@ -197,6 +208,14 @@ CASES: dict[str, Case] = {
         checks=("outputs", "packing", "steps", "gradients", "export"),
         note="padding: the reference does not use the attention mask; tests/models/test_state_decoder.py has it",
     ),
+    "rwkv, 8 layers": Case(  # the reference halves its stream after six
+        "RwkvConfig",
+        SMALL | {"num_hidden_layers": 8, "context_length": 256, "use_cache": False},
+        file="rwkv",
+        source="arXiv 2305.13048",
+        checks=("outputs", "export"),
+        note="gradients: the reference halves weights in place in evaluation mode, and with them the gradients",
+    ),
     "bamba": Case("BambaConfig", BAMBA | {"attn_layer_indices": [1, 3]}, file="hybrid", source="arXiv 2405.21060"),
     "bamba, biases": Case(
         "BambaConfig",
@@ -237,6 +256,8 @@ CASES: dict[str, Case] = {
 
 BERT = SMALL | {"num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 256, "pad_token_id": 1}
 
+READS_PADDING = "padded on the left, the published head reads the state of padding, which differs"
+
 
 def encoder_cases(
     family: str, config: str, values: dict[str, Any], source: str, *, heads: tuple[str, ...] = (), **rest: Any
@@ -262,6 +283,34 @@ CASES |= encoder_cases("bert", "BertConfig", {}, "arXiv 1810.04805")
 CASES |= encoder_cases("roberta", "RobertaConfig", {"type_vocab_size": 1}, "arXiv 1907.11692")
 CASES |= encoder_cases(
     "roberta", "XLMRobertaConfig", {"type_vocab_size": 1}, "arXiv 1911.02116", name="xlm-roberta", heads=("MaskedLM",)
+)
+MODERNBERT = {"num_hidden_layers": 3, "local_attention": 24, "hidden_activation": "gelu"}
+CASES |= encoder_cases(
+    "modernbert",
+    "ModernBertConfig",
+    MODERNBERT,
+    "arXiv 2412.13663",
+    heads=("encoder", "MaskedLM", "TokenClassification", "QuestionAnswering"),
+    is_unpooled=True,
+)
+CASES |= encoder_cases(
+    "modernbert",
+    "ModernBertConfig",
+    MODERNBERT,
+    "arXiv 2412.13663",
+    heads=("SequenceClassification",),
+    checks=("outputs", "padding right", "gradients", "export"),
+    note=READS_PADDING,
+)
+CASES |= encoder_cases(
+    "modernbert",
+    "ModernBertConfig",
+    MODERNBERT
+    | {"norm_bias": True, "attention_bias": True, "mlp_bias": True, "classifier_bias": True, "decoder_bias": False}
+    | {"classifier_pooling": "mean", "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    "arXiv 2412.13663",
+    heads=("MaskedLM", "SequenceClassification"),
+    name="modernbert, biases, mean",
 )
 
 
@@ -296,6 +345,9 @@ def make_reference(case: Case, seed: int = 0) -> Any:
     with torch.no_grad():
         for p in model.parameters():
             p += 0.1 * torch.randn(p.shape)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer += 0.1 * torch.randn(buffer.shape)
     return model.eval()
 
 
@@ -312,12 +364,20 @@ def make_inputs(case: Case, config: Any, seed: int = 1) -> dict[str, Tensor]:
         ids[:, SEPARATORS] = 2
         types = (torch.arange(LENGTH) > SEPARATORS[1]).long().expand(2, -1)
         return {"input_ids": ids} | ({"token_type_ids": types} if getattr(config, "type_vocab_size", 0) > 1 else {})
+    if case.inputs == "image":
+        return {"pixel_values": random_images(config, 2, generator)}
     raise ValueError(f"no inputs of the kind {case.inputs!r}")
 
 
 def random_ids(vocab_size: int, batch: int, length: int, generator: torch.Generator) -> Tensor:
     """Return token ids, (B, T); the first ten, where special tokens stand, are left out."""
     return torch.randint(10, vocab_size, (batch, length), generator=generator)
+
+
+def random_images(config: Any, batch: int, generator: torch.Generator) -> Tensor:
+    """Return pixel values, (B, 3, H, W)."""
+    size = getattr(config, "vision_config", config).image_size
+    return torch.randn(batch, 3, size, size, generator=generator)
 
 
 def run_case(name: str, folder: Path, seed: int = 0) -> Report:
@@ -353,7 +413,7 @@ def _difference(case: Case, first: Any, second: Any, is_ours: bool = True, keep:
         assert a is not None and a.shape == b.shape, f"{mine}: {None if a is None else a.shape} against {b.shape}"
         gap = (a - b).abs()
         for tokens in keep:
-            if gap.dim() > 2 and gap.shape[:2] == tokens.shape:
+            if gap.shape[:2] == tokens.shape:
                 gap = gap[tokens]
                 break
         worst = max(worst, float(gap.max()))
@@ -371,6 +431,7 @@ def gradient_error(case: Case, ours: Any, theirs: Any, inputs: dict[str, Tensor]
     packed = pack(_Untied(ours), {n: g for n, g in mine.items() if n not in tied})
     for second, first in tied.items():  # theirs may list the shared tensor under either name
         packed[to_published(ours, second)] = packed[to_published(ours, first)]
+    packed |= _as_in_memory(packed)
     wanted = {n: p.grad for n, p in theirs.named_parameters() if p.grad is not None}
     worst = 0.0
     assert set(wanted) <= set(packed), f"no gradient here for {sorted(set(wanted) - set(packed))[:3]}"
@@ -382,6 +443,25 @@ def gradient_error(case: Case, ours: Any, theirs: Any, inputs: dict[str, Tensor]
         if size > 1e-5:
             worst = max(worst, float((other - gradient).norm()) / size)
     return worst
+
+
+def _as_in_memory(packed: dict[str, Any]) -> dict[str, Tensor]:
+    """Stack the experts of each layer as transformers does after reading them one by one."""
+    stacks: dict[str, dict[int, dict[str, Tensor]]] = {}
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in packed.items():
+        name = name.replace(".block_sparse_moe.", ".mlp.")
+        renamed[name] = tensor
+        if ".mlp.experts." in name:
+            start, _, rest = name.partition(".mlp.experts.")
+            number, part, _ = rest.split(".")
+            part = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}.get(part, part)
+            stacks.setdefault(f"{start}.mlp.experts", {}).setdefault(int(number), {})[part] = tensor
+    for name, experts in stacks.items():
+        order = [experts[i] for i in sorted(experts)]
+        renamed[f"{name}.gate_up_proj"] = torch.stack([torch.cat((e["gate_proj"], e["up_proj"])) for e in order])
+        renamed[f"{name}.down_proj"] = torch.stack([e["down_proj"] for e in order])
+    return renamed
 
 
 class _Untied:
