@@ -85,6 +85,20 @@ SEEING = ("outputs", "gradients", "export")
 WRITES = {"logits": "logits", "encoder_last_hidden_state": "encoder_last_hidden_state"}
 WRITING = ("outputs", "padding", "steps", "gradients", "export")
 
+LATENT = {
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 256,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 20,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 14,
+    "moe_intermediate_size": 32,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "first_k_dense_replace": 1,
+}
 LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,
@@ -156,6 +170,44 @@ CASES: dict[str, Case] = {
         },
         file="gemma",
         source="arXiv 2503.19786",
+    ),
+    "deepseek_v2": Case(
+        "DeepseekV2Config",
+        SMALL | LATENT | {"q_lora_rank": None, "n_shared_experts": 2, "routed_scaling_factor": 1.5},
+        file="deepseek",
+        source="arXiv 2405.04434",
+    ),
+    "deepseek_v2, groups": Case(
+        "DeepseekV2Config",
+        SMALL | LATENT | {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2, "attention_bias": True},
+        file="deepseek",
+        source="arXiv 2405.04434",
+    ),
+    "deepseek_v3": Case(
+        "DeepseekV3Config",
+        SMALL | LATENT | {"n_group": 4, "topk_group": 2},
+        file="deepseek",
+        source="arXiv 2412.19437",
+    ),
+    "deepseek_v3, yarn": Case(
+        "DeepseekV3Config",
+        SMALL
+        | LATENT
+        | {"n_group": 1, "topk_group": 1, "norm_topk_prob": False, "rms_norm_eps": 1e-3}
+        | {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 64,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "mscale": 0.7,
+                "mscale_all_dim": 1.0,
+            }
+        },
+        file="deepseek",
+        source="arXiv 2412.19437",
     ),
     "mixtral": Case(
         "MixtralConfig",
@@ -312,6 +364,28 @@ CASES |= encoder_cases(
     heads=("MaskedLM", "SequenceClassification"),
     name="modernbert, biases, mean",
 )
+
+CASES |= {
+    "vit": Case(
+        "ViTConfig",
+        VISION,
+        model="AutoModel",
+        outputs=SEEN,
+        inputs="image",
+        file="vit",
+        source="arXiv 2010.11929",
+        checks=SEEING,
+    ),
+    "vit, classifier": Case(
+        "ViTConfig",
+        VISION | {"num_labels": 7, "qkv_bias": False},
+        model="AutoModelForImageClassification",
+        inputs="image",
+        file="vit",
+        source="arXiv 2010.11929",
+        checks=SEEING,
+    ),
+}  # of images and speech
 
 
 @dataclass

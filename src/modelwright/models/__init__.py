@@ -5,6 +5,8 @@ FAMILIES = {
     "bamba": "modelwright.models.hybrid:ARCHITECTURES",
     "bert": "modelwright.models.bert:ARCHITECTURES",
     "feedforward": "modelwright.models.feedforward:ARCHITECTURES",
+    "deepseek_v2": "modelwright.models.deepseek:ARCHITECTURES",
+    "deepseek_v3": "modelwright.models.deepseek:ARCHITECTURES",
     "gemma": "modelwright.models.gemma:ARCHITECTURES",
     "gemma2": "modelwright.models.gemma:ARCHITECTURES",
     "gemma3_text": "modelwright.models.gemma:ARCHITECTURES",
