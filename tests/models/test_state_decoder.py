@@ -247,3 +247,18 @@ def test_an_infinite_step_limit_is_read_in_both_spellings():
     assert "time_step_limit" not in published
     for limit in ([0.0, float("inf")], [0.0, {"__float__": "Infinity"}]):
         assert Mamba2Config.from_hf(published | {"time_step_limit": limit}).mixer.step_limit == (0.0, float("inf"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mamba", "rwkv"])
+def test_compiled_equals_eager_in_value_and_gradient(name):
+    model, ids = random_model(name), random_ids(2, 40)
+    expected = model(ids).logits
+    expected.square().mean().backward()
+    wanted = {n: p.grad.clone() for n, p in model.named_parameters()}
+    model.zero_grad()
+    out = torch.compile(model)(ids).logits
+    assert (out - expected).abs().max() < 1e-4
+    out.square().mean().backward()
+    for n, p in model.named_parameters():
+        assert (p.grad - wanted[n]).norm() <= 1e-3 * wanted[n].norm(), n

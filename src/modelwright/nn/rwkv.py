@@ -82,6 +82,8 @@ def wkv_sequential(
     return torch.stack(outputs, dim=1), Past(num, den, top)
 
 
+# A compiler would unroll the loops into thousands of operations and take minutes.
+@torch.compiler.disable
 def wkv(
     k: Tensor,
     v: Tensor,
