@@ -386,6 +386,47 @@ CASES |= {
         checks=SEEING,
     ),
 }  # of images and speech
+DEBERTA_V3 = {
+    **{"relative_attention": True, "pos_att_type": "p2c|c2p", "position_buckets": 16, "share_att_key": True},
+    **{"norm_rel_ebd": "layer_norm", "position_biased_input": False, "type_vocab_size": 0},
+}
+DEBERTA = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "type_vocab_size": 2}
+CASES |= encoder_cases(
+    "deberta",
+    "DebertaV2Config",
+    DEBERTA_V3,
+    "arXiv 2111.09543",
+    name="deberta-v3",
+    heads=("encoder", "MaskedLM", "TokenClassification", "QuestionAnswering"),
+    is_unpooled=True,
+)
+CASES |= encoder_cases(
+    "deberta",
+    "DebertaV2Config",
+    DEBERTA_V3,
+    "arXiv 2111.09543",
+    name="deberta-v3",
+    heads=("SequenceClassification",),
+    checks=("outputs", "padding right", "gradients", "export"),
+    note=READS_PADDING,
+)
+CASES |= encoder_cases(
+    "deberta",
+    "DebertaV2Config",
+    DEBERTA | {"max_relative_positions": 40, "conv_kernel_size": 3, "embedding_size": 48},
+    "arXiv 2006.03654",
+    name="deberta-v2, convolution, own projections",
+    heads=("encoder", "MaskedLM"),
+    is_unpooled=True,
+)
+CASES |= encoder_cases(
+    "deberta",
+    "DebertaV2Config",
+    DEBERTA | {"legacy": False, "pos_att_type": ["p2c"], "position_buckets": 32, "max_relative_positions": 100},
+    "arXiv 2006.03654",
+    name="deberta-v2, own head",
+    heads=("MaskedLM",),
+)
 
 
 @dataclass
@@ -506,12 +547,12 @@ def gradient_error(case: Case, ours: Any, theirs: Any, inputs: dict[str, Tensor]
     for second, first in tied.items():  # theirs may list the shared tensor under either name
         packed[to_published(ours, second)] = packed[to_published(ours, first)]
     packed |= _as_in_memory(packed)
+    packed |= _as_named_by(theirs, ours, packed)
     wanted = {n: p.grad for n, p in theirs.named_parameters() if p.grad is not None}
     worst = 0.0
     assert set(wanted) <= set(packed), f"no gradient here for {sorted(set(wanted) - set(packed))[:3]}"
     for name, gradient in wanted.items():
-        other: Any = packed[name]
-        other = other.make() if hasattr(other, "make") else other
+        other = _made(packed[name])
         # A gradient that is nothing but rounding (a key's bias: softmax does not see it) has no relative error.
         size = float(gradient.norm())
         if size > 1e-5:
@@ -536,6 +577,21 @@ def _as_in_memory(packed: dict[str, Any]) -> dict[str, Tensor]:
         renamed[f"{name}.gate_up_proj"] = torch.stack([torch.cat((e["gate_proj"], e["up_proj"])) for e in order])
         renamed[f"{name}.down_proj"] = torch.stack([e["down_proj"] for e in order])
     return renamed
+
+
+def _as_named_by(theirs: Any, ours: Any, packed: dict[str, Any]) -> dict[str, Any]:
+    """Name gradients as the reference does in memory, where that is not as in its files: by the equal parameter."""
+    values = pack(ours, ours.state_dict())
+    renamed = {}
+    for name, parameter in theirs.named_parameters():
+        if name not in packed:
+            same = [n for n, v in values.items() if v.shape == parameter.shape and _made(v).equal(parameter)]
+            renamed |= {name: packed[n] for n in same[:1]}
+    return renamed
+
+
+def _made(tensor: Any) -> Tensor:
+    return tensor.make() if hasattr(tensor, "make") else tensor
 
 
 class _Untied:
