@@ -201,7 +201,7 @@ def test_rows_that_are_no_whole_blocks_are_written_as_f16_and_named(tmp_path: Pa
         del CASES["odd"]
     types = {t.name: t.type for t in GgufFile(tmp_path / "x.gguf").tensors.values()}
     assert types["blk.0.ffn_down.weight"] == "F16" and types["blk.0.ffn_up.weight"] == "Q8_0"
-    assert "blk.0.ffn_down.weight has rows of 100 numbers" in caplog.text
+    assert "blk.0.ffn_down.weight (rows of 100) and 1 more: no whole blocks of Q8_0" in caplog.text
 
 
 def test_the_tokenizer_comes_along_padded_to_the_embedding(tokenizer: Tokenizer, tmp_path: Path):

@@ -147,6 +147,13 @@ def test_headers_that_lie_are_refused_before_anything_is_made(tmp_path: Path, he
         read_llama2c(tmp_path / "model.bin")
 
 
+@pytest.mark.parametrize("width", [128, 640, 0x4B50])
+def test_widths_that_begin_like_a_pickle_are_no_pickle(tmp_path: Path, width: int):
+    (tmp_path / "model.bin").write_bytes(struct.pack("<7i", width, 24, 2, 4, 2, 11, 32))
+    with pytest.raises(CheckpointError, match="cut short"):  # by the reader of this format
+        mw.load_model(tmp_path / "model.bin")
+
+
 def test_a_missing_file_is_named(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"nowhere\.bin cannot be read"):
         read_llama2c(tmp_path / "nowhere.bin")

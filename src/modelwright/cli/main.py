@@ -56,10 +56,20 @@ VERBS = {
         "mw train recipes/pretrain/small.yaml --minutes=10",
         takes_settings=True,
     ),
+    "inspect": Verb(
+        "modelwright.cli.inspect:inspect",
+        "say what a model on disk is: parameters by part, dtypes, memory, cache at each context",
+        "mw inspect runs/base",
+    ),
     "quantize": Verb(
         "modelwright.cli.quantize:quantize",
         "make a model smaller, and say what it lost",
         "mw quantize runs/base --bits 4 --out runs/int4",
+    ),
+    "convert": Verb(
+        "modelwright.cli.convert:convert",
+        "write a model in another format: a Hugging Face folder or GGUF",
+        "mw convert model.gguf runs/model --to hf",
     ),
     "index": Verb(
         "modelwright.cli.index:index",

@@ -156,7 +156,9 @@ def _is_turned_matrix(name: str, path: str, tensor: Tensor) -> bool:
     return name == "gpt2" and path.startswith("blk.") and tensor.dim() == 2
 
 
-def write_gguf(model: nn.Module, tokenizer: Tokenizer | None, path: str | Path, dtype: str = "f16") -> None:
+def write_gguf(
+    model: nn.Module, tokenizer: Tokenizer | None, path: str | Path, dtype: str = "f16", *, note: str = ""
+) -> None:
     """Write a model and its tokenizer as one GGUF file, atomically.
 
     Vectors and position tables are float32. With 4-bit types, the embedding and the output matrix are Q8_0, as these
@@ -167,6 +169,7 @@ def write_gguf(model: nn.Module, tokenizer: Tokenizer | None, path: str | Path, 
         tokenizer: Its vocabulary; None writes none, and the ids of the config alone.
         path: The file to write.
         dtype: Of the matrices: f32, f16, bf16, q8_0, q4_0 or q4_1.
+        note: Where the model came from, kept in the file as ``modelwright.parents``.
 
     Raises:
         ConfigError: The family, a setting or the dtype cannot be said in GGUF, or the tokenizer has more tokens than
@@ -189,6 +192,7 @@ def write_gguf(model: nn.Module, tokenizer: Tokenizer | None, path: str | Path, 
             1, NewTensor(ROPE_FREQS, tuple(divisors.shape), "F32", functools.partial(_packed, divisors, "F32"))
         )
     metadata |= {"general.file_type": FILE_TYPES[type_name], "general.quantization_version": 2}
+    metadata |= {"modelwright.parents": note} if note else {}
     metadata |= _vocabulary(tokenizer, values["vocab_size"])
     with bar("gguf", len(tensors)) as shown:
         write_container(Path(path), metadata, [_counted(tensor, shown.advance) for tensor in tensors])
@@ -210,6 +214,7 @@ def _new_tensors(name: str, model: nn.Module, values: Mapping[str, Any], type_na
     """Plan every tensor of a file; the work is done when its turn to be written comes."""
     back = {published: ours for ours, published in TENSOR_NAMES[name].items()}
     made: list[NewTensor] = []
+    odd: list[str] = []
     for published, tensor in layout.pack(model, model.state_dict()).items():
         if published in LEFT_OUT.get(name, ()):
             logger.warning("%s has no place in a GGUF file of this family; left out", published)
@@ -227,6 +232,11 @@ def _new_tensors(name: str, model: nn.Module, values: Mapping[str, Any], type_na
         kind = _type_of(full, tuple(shape), type_name)
         make = functools.partial(lambda turned, kind, full: gguf_types.pack(turned(), kind, full), turned, kind, full)
         made.append(NewTensor(full, tuple(shape), kind, make))
+        if is_matrix and kind == "F16" != type_name:
+            odd.append(f"{full} (rows of {shape[-1]})")
+    if odd:
+        more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
+        logger.warning("%s%s: no whole blocks of %s; written as f16", odd[0], more, type_name)
     return made
 
 
@@ -240,10 +250,7 @@ def _type_of(name: str, shape: tuple[int, ...], type_name: str) -> str:
         return "F32"
     if type_name.startswith("Q4") and name in ("token_embd.weight", "output.weight"):
         type_name = "Q8_0"
-    if shape[-1] % BLOCK_TYPES[TYPE_NUMBERS[type_name]].block_len:
-        logger.warning("%s has rows of %d numbers, no whole blocks of %s; written as f16", name, shape[-1], type_name)
-        return "F16"
-    return type_name
+    return "F16" if shape[-1] % BLOCK_TYPES[TYPE_NUMBERS[type_name]].block_len else type_name
 
 
 def _vocabulary(tokenizer: Tokenizer | None, num_rows: int) -> dict[str, Any]:

@@ -17,14 +17,17 @@ from torch import Tensor
 from modelwright.base.errors import CheckpointError
 
 WEIGHTS, INDEX, SUFFIX = "pytorch_model.bin", "pytorch_model.bin.index.json", ".bin"
-ZIP_MAGIC, PICKLE_MAGIC = b"PK", b"\x80"
+ZIP_MAGIC, PICKLE_MAGIC = b"PK\x03\x04", b"\x80"
 
 
 def is_pickled(file: Path) -> bool:
     """Tell by its first bytes whether a file is a pickled checkpoint, of the zip form or the one before."""
     with open(file, "rb") as handle:
-        magic = handle.read(2)
-    return magic == ZIP_MAGIC or magic.startswith(PICKLE_MAGIC)
+        magic = handle.read(4)
+    # A llama2.c checkpoint may begin with the same byte: its width as an int32, as in 80 00 00 00 for 128 and
+    # 80 02 00 00 for 640. A pickle's protocol is 2 to 5, and no instruction is 0.
+    is_stream = magic.startswith(PICKLE_MAGIC) and len(magic) > 2 and 2 <= magic[1] <= 5 and magic[2] != 0
+    return magic == ZIP_MAGIC or is_stream
 
 
 def read_pickle(file: Path) -> Iterator[tuple[str, Tensor]]:

@@ -22,6 +22,7 @@ from modelwright.base.gguf_file import GgufFile
 from modelwright.base.logs import get_logger
 from modelwright.tokenizer.bpe import Tokenizer
 from modelwright.tokenizer.sentencepiece import (
+    BYTE,
     CONTROL,
     NORMAL,
     SPACE,
@@ -118,7 +119,7 @@ def read_gguf_tokenizer(path: str | Path) -> Tokenizer:
             pieces=pieces,
             scores=_listed(path, values, "scores", len(pieces), 0.0),
             types=types,
-            byte_fallback=kind == "llama" or 6 in types,
+            byte_fallback=BYTE in types,
             add_dummy_prefix=bool(values.get("add_space_prefix", True)),
             remove_extra_whitespaces=bool(values.get("remove_extra_whitespaces", kind == "t5")),
             charsmap=bytes(values.get("precompiled_charsmap", b"")),
@@ -253,7 +254,7 @@ def gguf_vocab(tokenizer: Tokenizer) -> dict[str, Any]:
     """Return the metadata under which a GGUF file holds a tokenizer's vocabulary."""
     file = json.loads(tokenizer.to_json())
     kind = file["model"]["type"]
-    if kind == "BPE" and tokenizer.has_byte_pieces and "<0x00>" not in file["model"]["vocab"]:
+    if kind == "BPE" and (file.get("decoder") or {}).get("type") == "ByteLevel":
         values, is_said = _say_byte_level(tokenizer, file)
     elif kind == "WordPiece":
         values, is_said = _say_word_piece(tokenizer, file)
@@ -299,7 +300,7 @@ def _say_byte_level(tokenizer: Tokenizer, file: Mapping[str, Any]) -> tuple[dict
 def _name_of(file: Mapping[str, Any]) -> str | None:
     """Find the name of how a byte-level tokenizer cuts text into words."""
     part = file.get("pre_tokenizer") or {}
-    steps = part.get("pretokenizers", [part])
+    steps = part.get("pretokenizers", [part]) or [{}]
     cuts = tuple(step["pattern"].get("Regex", "") for step in steps if step.get("type") == "Split")
     last = steps[-1]
     others = [step for step in steps if step.get("type") not in ("Split", "ByteLevel")]

@@ -256,7 +256,8 @@ def _set_rules(backend: tokenizers.Tokenizer, model: PieceModel) -> None:
     if model.add_dummy_prefix:
         before.append(normalizers.Prepend(SPACE))
     backend.normalizer = normalizers.Sequence([*before, normalizers.Replace(" ", SPACE)])
-    backend.pre_tokenizer = pre_tokenizers.Sequence(_splits(model))
+    if splits := _splits(model):
+        backend.pre_tokenizer = pre_tokenizers.Sequence(splits)
     after = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     backend.decoder = decoders.Sequence([*after, *([decoders.Strip(" ", 1, 0)] if model.add_dummy_prefix else [])])
 
