@@ -215,6 +215,24 @@ CASES: dict[str, Case] = {
         file="mixtral",
         source="arXiv 2401.04088",
     ),
+    "qwen2_moe": Case(
+        "Qwen2MoeConfig",
+        SMALL
+        | HEADS
+        | {"num_experts": 6, "num_experts_per_tok": 2, "decoder_sparse_step": 2, "num_hidden_layers": 4}
+        | {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 48},
+        file="qwen_moe",
+        source="arXiv 2407.10671",
+    ),
+    "qwen3_moe": Case(
+        "Qwen3MoeConfig",
+        SMALL
+        | HEADS
+        | {"num_experts": 6, "num_experts_per_tok": 3, "mlp_only_layers": [1], "norm_topk_prob": True}
+        | {"moe_intermediate_size": 32, "head_dim": 32, "attention_bias": True},
+        file="qwen_moe",
+        source="arXiv 2505.09388",
+    ),
     "phi3": Case("Phi3Config", SMALL | HEADS | {"pad_token_id": 0}, file="phi3", source="arXiv 2404.14219"),
     "phi3, window, half of a head": Case(
         "Phi3Config",

@@ -17,12 +17,19 @@ from torch import Tensor, nn
 from modelwright.base.errors import ConfigError
 from modelwright.models.decoder import LayerCache
 from modelwright.models.moe_decoder import MoeDecoder, make_half, training_options_from_hf, training_options_to_hf
-from modelwright.models.published import check_published, check_sizes, required, token_ids_from_hf, token_ids_to_hf
+from modelwright.models.published import (
+    check_published,
+    check_sizes,
+    required,
+    token_ids_from_hf,
+    token_ids_to_hf,
+    whole_rope_from_hf,
+)
 from modelwright.nn.init import mark_residual_output
 from modelwright.nn.latent_attention import LatentAttention, LatentShape
 from modelwright.nn.moe import MoeOptions
 from modelwright.nn.norm import RMSNorm
-from modelwright.nn.rope import Rope, RopeScaling, RotaryTable, rope_from_hf, scaling_to_hf, yarn_mscale
+from modelwright.nn.rope import Rope, RopeScaling, RotaryTable, scaling_to_hf, yarn_mscale
 
 ARCHITECTURE_OF = {"deepseek_v2": "DeepseekV2ForCausalLM", "deepseek_v3": "DeepseekV3ForCausalLM"}
 
@@ -88,7 +95,7 @@ class DeepseekConfig:
         """
         family = values.get("model_type", "deepseek_v2")
         _refuse_what_differs(values, family)
-        rope = rope_from_hf(values)
+        rope = whole_rope_from_hf(values)
         num_heads = required(values, "num_attention_heads")
         heads = LatentShape(
             kv_rank=required(values, "kv_lora_rank"),

@@ -25,12 +25,13 @@ from modelwright.models.published import (
     required,
     token_ids_from_hf,
     token_ids_to_hf,
+    whole_rope_from_hf,
 )
 from modelwright.nn.attention import Attention, AttentionOptions
 from modelwright.nn.init import mark_residual_output
 from modelwright.nn.mlp import GatedMlp
 from modelwright.nn.norm import ShiftedRMSNorm
-from modelwright.nn.rope import Rope, RopeScaling, RotaryTable, rope_from_hf, scaling_to_hf
+from modelwright.nn.rope import Rope, RopeScaling, RotaryTable, scaling_to_hf
 
 ARCHITECTURE_OF = {"gemma": "GemmaForCausalLM", "gemma2": "Gemma2ForCausalLM", "gemma3_text": "Gemma3ForCausalLM"}
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -194,14 +195,14 @@ def _refuse_what_differs(values: Mapping[str, Any], family: str) -> None:
 
 def _rope_from_hf(values: Mapping[str, Any], family: str) -> GemmaRope:
     if family != "gemma3_text":
-        settings = rope_from_hf(values)
+        settings = whole_rope_from_hf(values)
         return GemmaRope(settings.theta, settings.theta, settings.scaling)
     given = values.get("rope_parameters") or {}
     local = given.get(SLIDING) or {}
     local_theta = float(local.get("rope_theta", values.get("rope_local_base_freq", 10000.0)))
     if (kind := local.get("rope_type", "default")) != "default":
         raise ConfigError(f"rope scaling of the {SLIDING} layers is {kind!r}; only the others' is computed here.")
-    settings = rope_from_hf({"rope_theta": 1_000_000.0, **values}, FULL)
+    settings = whole_rope_from_hf({"rope_theta": 1_000_000.0, **values}, FULL)
     return GemmaRope(settings.theta, local_theta, settings.scaling)
 
 

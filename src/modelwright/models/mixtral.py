@@ -20,12 +20,13 @@ from modelwright.models.published import (
     split_hidden,
     token_ids_from_hf,
     token_ids_to_hf,
+    whole_rope_from_hf,
 )
 from modelwright.nn.attention import Attention, AttentionOptions
 from modelwright.nn.init import mark_residual_output
 from modelwright.nn.moe import MoeOptions
 from modelwright.nn.norm import RMSNorm
-from modelwright.nn.rope import Rope, RopeScaling, RotaryTable, rope_from_hf, scaling_to_hf
+from modelwright.nn.rope import Rope, RopeScaling, RotaryTable, scaling_to_hf
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,7 @@ class MixtralConfig:
             ConfigError: A field has a value that this code does not compute, or sizes contradict each other.
         """
         check_published(values, "mixtral", hidden_act="silu", router_jitter_noise=0.0)
-        rope = rope_from_hf({"rope_theta": 1000000.0, **values})
-        if rope.rotary_fraction != 1:
-            raise ConfigError(f"partial_rotary_factor is {rope.rotary_fraction}; a Mixtral rotates whole heads (1.0).")
+        rope = whole_rope_from_hf({"rope_theta": 1000000.0, **values})
         options = MoeOptions(
             num_experts=values.get("num_local_experts", 8),
             top_k=values.get("num_experts_per_tok", 2),

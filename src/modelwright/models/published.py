@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from modelwright.base.errors import ConfigError
+from modelwright.nn.rope import RopeSettings, rope_from_hf
 
 
 def check_sizes(config: Any, *names: str) -> None:
@@ -66,6 +67,21 @@ def required(values: Mapping[str, Any], name: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise ConfigError(f"{name} is {value!r}; the config must give it as a whole number.")
     return value
+
+
+def whole_rope_from_hf(values: Mapping[str, Any], layer_type: str | None = None) -> RopeSettings:
+    """Read the rotation of a model that rotates whole heads.
+
+    Raises:
+        ConfigError: The config rotates a part of each head, or has a scaling that is not known.
+    """
+    rope = rope_from_hf(values, layer_type)
+    if rope.rotary_fraction != 1:
+        raise ConfigError(
+            f"partial_rotary_factor is {rope.rotary_fraction}; the {values.get('model_type')} model here rotates "
+            "whole heads (1.0)."
+        )
+    return rope
 
 
 def token_ids_from_hf(values: Mapping[str, Any]) -> dict[str, Any]:
