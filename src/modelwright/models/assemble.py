@@ -41,7 +41,7 @@ def assemble(
         values: A published ``config.json``.
         tensors: (published name, tensor), each taken and placed before the next is asked for.
         dtype: Of the floating-point weights; None: as they come.
-        device: Where the weights go; None: the CPU.
+        device: Where the weights go; None: the CPU; "meta": nowhere, for names, shapes and dtypes alone.
         task: That of `load_model`.
         num_labels: That of `load_model`.
 
@@ -184,13 +184,17 @@ def _check_ties(model: nn.Module, source: Path, found: dict[str, Tensor]) -> Non
     for second, first in tied_names(model).items():
         if second not in found:
             continue
-        if first in found and not torch.equal(found[first], found[second]):
+        if first in found and not _is_same(found[first], found[second]):
             raise CheckpointError(
                 f"{source}: the config ties {to_published(model, second)} to {to_published(model, first)}, but the two "
                 "tensors in the file differ. Set tie_word_embeddings to false, or drop one of them."
             )
         found.setdefault(first, found[second])
         del found[second]
+
+
+def _is_same(first: Tensor, second: Tensor) -> bool:
+    return first.is_meta or torch.equal(first, second)
 
 
 def _leave_out_optional(model: nn.Module, found: dict[str, Tensor]) -> None:
@@ -234,5 +238,5 @@ def _finish(model: nn.Module, device: torch.device) -> nn.Module:
     if hasattr(model, "tie_weights"):
         model.tie_weights()  # type: ignore[operator]
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        assert not tensor.is_meta, f"{name} was not filled"
+        assert tensor.device.type == device.type, f"{name} was not filled"
     return model.eval()

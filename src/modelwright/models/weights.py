@@ -43,7 +43,7 @@ def load_model(
         path: Folder with ``config.json`` and weights, or a file of one of the kinds in `modelwright.models.READERS`:
             GGUF, or a llama2.c checkpoint.
         dtype: Of the floating-point weights; None: as stored.
-        device: Where the weights go; None: the CPU.
+        device: Where the weights go; None: the CPU; "meta": nowhere, for names, shapes and dtypes alone.
         task: Of an encoder: encoder, masked_lm, sequence_classification, token_classification or question_answering;
             None: the one the folder was made for. What the file lacks of its head begins anew, seeded with 0; the
             log, ``model.fresh_tensors`` and ``model.dropped_tensors`` name the tensors.
