@@ -24,7 +24,7 @@ def test_no_field_of_the_official_client_is_unheard_of(method, implemented):
 def test_the_classes_of_fields_do_not_overlap():
     for implemented in (fields.CHAT, fields.COMPLETIONS):
         # The documents, which quote and draw nothing, take the settings of drawing with neutral values only.
-        only_here = implemented - fields.DRAWING - {"echo", "top_logprobs"}
+        only_here = implemented - fields.DRAWING - {"echo", "top_logprobs", "response_format"}
         assert not only_here & (set(fields.HARMLESS) | set(fields.NEUTRAL))
     assert not set(fields.HARMLESS) & set(fields.NEUTRAL)
 

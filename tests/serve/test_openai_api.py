@@ -158,7 +158,8 @@ REFUSED = {
     "bad_words": ([""], "non-empty"),
     "suffix": ("x", "not supported"),
     "tools": ([{"type": "function"}], "not supported"),
-    "response_format": ({"type": "json_schema"}, "'response_format' of type 'json_schema' is not supported"),
+    "response_format": ({"type": "yaml"}, "json_object"),
+    "structured_outputs": ("x", "an object"),
     "audio": ({"voice": "x"}, "not supported"),
     "store": (True, "not supported"),
     "user": (5, "a text"),
@@ -405,3 +406,38 @@ def test_a_completion_echoes_its_prompt_with_log_probabilities(server):
 def test_the_documents_refuse_what_cannot_change_a_quote(server):
     response = post(server, "/v1/chat/completions", {**chat_body(), "model": "tiny-documents", "n": 2})
     assert response.status_code == 400 and "n is not supported" in response.json()["error"]["message"]
+
+
+def test_structured_output_is_what_was_asked_for(server):
+    pytest.importorskip("llguidance")
+    client = server.client()
+    schema = {
+        "type": "object",
+        "properties": {"kind": {"enum": ["heap", "tree"]}, "size": {"type": "integer", "minimum": 0, "maximum": 9}},
+        "required": ["kind", "size"],
+        "additionalProperties": False,
+    }
+    wanted = {"type": "json_schema", "json_schema": {"name": "thing", "schema": schema, "strict": True}}
+    for seed in range(3):
+        answer = client.chat.completions.create(
+            model="tiny", messages=HELLO, max_tokens=60, seed=seed, response_format=wanted
+        )
+        value = json.loads(answer.choices[0].message.content)
+        assert value["kind"] in ("heap", "tree") and 0 <= value["size"] <= 9 and len(value) == 2
+        assert answer.choices[0].finish_reason == "stop"
+    any_object = client.chat.completions.create(
+        model="tiny", messages=HELLO, max_tokens=30, response_format={"type": "json_object"}
+    )
+    assert any_object.choices[0].message.content.startswith("{")
+    chosen = client.completions.create(
+        model="tiny", prompt="Pick: ", extra_body={"structured_outputs": {"choice": ["left", "right"]}}
+    )
+    assert chosen.choices[0].text in ("left", "right")
+    bad = {
+        "type": "json_schema",
+        "json_schema": {"name": "x", "schema": {"type": "object", "minProperties": 1, "propertyNames": 5}},
+    }
+    response = post(server, "/v1/chat/completions", {**chat_body(), "response_format": bad})
+    assert response.status_code == 400 and "json_schema" in response.json()["error"]["message"]
+    response = post(server, "/v1/completions", {"model": "tiny", "prompt": "x", "structured_outputs": {"xml": "x"}})
+    assert response.status_code == 400 and "structured_outputs.xml" in response.json()["error"]["message"]

@@ -63,6 +63,10 @@ class SamplingParams:
     n: int = 1  # completions of one prompt, each with a seed of its own
     logprobs: int | None = None  # so many of the likeliest tokens are told at each position; None: none
     prompt_logprobs: bool = False  # the log-probability of each prompt token is told too
+    json_schema: Mapping[str, Any] | str | None = None  # the completion is JSON of this schema; None: free
+    regex: str | None = None  # the whole completion matches
+    grammar: str | None = None  # the completion is derived from this grammar, in Lark's notation or GBNF
+    choices: tuple[str, ...] | None = None  # the completion is one of these texts
 
     def __post_init__(self) -> None:
         from modelwright.base.errors import RequestError
@@ -73,7 +77,15 @@ class SamplingParams:
             object.__setattr__(self, "stop", tuple(self.stop or ()))
         object.__setattr__(self, "bad_words", tuple(self.bad_words or ()))
         object.__setattr__(self, "logit_bias", {int(k): float(v) for k, v in (self.logit_bias or {}).items()})
+        if self.choices is not None:
+            object.__setattr__(self, "choices", tuple(self.choices))
+        forms = [f for f in ("json_schema", "regex", "grammar", "choices") if getattr(self, f) is not None]
+        if len(forms) > 1 or (forms and self.min_tokens):
+            what = " and ".join(forms if len(forms) > 1 else [*forms, "min_tokens"])
+            raise RequestError(f"{what} are given together; a completion has one form. Give one.", param=forms[0])
+        has_texts = self.choices is None or (self.choices and all(isinstance(c, str) and c for c in self.choices))
         rules = (
+            ("choices", self.choices, has_texts, "a list of non-empty texts"),
             ("temperature", self.temperature, 0 <= self.temperature <= 100, "between 0 and 100"),
             ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("top_k", self.top_k, self.top_k >= 0, "0 (off) or a positive number"),

@@ -17,6 +17,7 @@ from modelwright.base.device import has_fast_bf16, pick_device
 from modelwright.base.errors import CheckpointError, ConfigError, RequestError
 from modelwright.base.logs import get_logger
 from modelwright.base.types import Delta, FinishReason, SamplingParams
+from modelwright.engine.grammar import FORMS, Grammar, GrammarCompiler
 from modelwright.engine.kv_cache import BlockPool
 from modelwright.engine.request import Piece, Request, make_request
 from modelwright.engine.runner import Runner
@@ -119,6 +120,9 @@ class Engine:
                 self.max_context,
                 self.model_config.max_seq_len,
             )
+        self.grammars: GrammarCompiler | None = None
+        if tokenizer is not None:
+            self.grammars = GrammarCompiler(tokenizer, self.model_config.vocab_size, self.stop_ids)
         self._speech: dict[int, Speech] = {}
         self._next_id = 0
         self._num_steps = self._num_finished = 0
@@ -157,7 +161,15 @@ class Engine:
             tags=tags,
         )
         request.bad_words = self._bad_words(params)
+        request.grammar = self._grammar(params)
         return request
+
+    def _grammar(self, params: SamplingParams) -> Grammar | None:
+        if self.grammars is not None:
+            return self.grammars.start(params)
+        if any(getattr(params, form) is not None for form in FORMS):
+            raise RequestError("A form was asked for, and this engine has no tokenizer. Pass one.", param="json_schema")
+        return None
 
     def _bad_words(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
         """Return the token sequences of the bad words, at the beginning of a text and after a space."""
@@ -231,6 +243,7 @@ class Engine:
             prompt_ids=request.prompt_ids,
             output_ids=request.output_ids,
             bad_words=request.bad_words,
+            allowed=None if request.grammar is None else request.grammar.allowed(),
         )
 
     def _note_prompts(self, chunks: Sequence[Chunk], logits: Tensor) -> None:
@@ -258,6 +271,14 @@ class Engine:
             )
             self._close(request)
             return Piece(request.id, Delta(""), error=request.error)
+        if request.grammar is not None and not request.grammar.accept(token):
+            request.error = RequestError(
+                f"No token is left that the form and the request's bans allow after {request.num_output} tokens. "
+                "Drop bad_words or logit_bias, or loosen the form.",
+                code="form_impossible",
+            )
+            self._close(request)
+            return Piece(request.id, Delta(""), error=request.error)
         speech = self._speech[request.id]
         request.token_ids.append(token)
         request.logprobs.append(logprob)
@@ -277,7 +298,8 @@ class Engine:
         return Piece(request.id, last, (logprob,), top, prompt_logprobs=told)
 
     def _ending(self, request: Request, token: int, speech: Speech) -> FinishReason | None:
-        if token in request.stop_ids or speech.is_stopped:
+        is_whole = request.grammar is not None and request.grammar.is_complete
+        if token in request.stop_ids or speech.is_stopped or is_whole:
             return "stop"
         return "length" if request.num_output >= request.max_tokens else None
 

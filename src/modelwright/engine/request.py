@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from modelwright.base.errors import ModelwrightError, RequestError
 from modelwright.base.types import Completion, Delta, FinishReason, SamplingParams, TopLogprobs, Usage
+from modelwright.engine.grammar import Grammar
 from modelwright.engine.kv_cache import root_hash
 
 
@@ -27,6 +28,7 @@ class Request:
     logprobs: list[float] = field(default_factory=list)  # of each completion token
     prompt_logprobs: list[float] = field(default_factory=list)  # of each prompt token but the first, if asked for
     bad_words: tuple[tuple[int, ...], ...] = ()  # token sequences that never come
+    grammar: Grammar | None = None  # the form that the completion keeps to
     block_table: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)  # of the leading blocks that are full and computed
     num_computed: int = 0  # leading tokens whose keys and values are in the cache

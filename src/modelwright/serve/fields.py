@@ -29,8 +29,8 @@ NUMBERS = {  # more of `SamplingParams`, by the same names, with what asks for n
     "frequency_penalty": 0.0,
     "presence_penalty": 0.0,
 }
-DRAWING = frozenset({*NUMBERS, "logit_bias", "bad_words", "min_tokens", "n", "logprobs"})
-CHAT = DOCUMENTS | DRAWING | {"top_logprobs"}
+DRAWING = frozenset({*NUMBERS, "logit_bias", "bad_words", "min_tokens", "n", "logprobs", "structured_outputs"})
+CHAT = DOCUMENTS | DRAWING | {"top_logprobs", "response_format"}
 COMPLETIONS = SAMPLING | STREAMING | DRAWING | {"prompt", "echo"}
 MAX_CHAT_LOGPROBS, MAX_TEXT_LOGPROBS = 20, 20
 MAX_BIASES = 4096
@@ -56,6 +56,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "logit_bias": ({},),
     "bad_words": ([],),
     "min_tokens": (0,),
+    "structured_outputs": ({},),
     "tools": ([],),
     "functions": ([],),
     "tool_choice": ("none", "auto"),  # without tools both mean: answer in words
@@ -202,6 +203,7 @@ def sampling(body: Mapping[str, Any], length: int, *, temperature: float = 1.0) 
         n=_whole_of(body, "n", 1),
         logprobs=_logprobs(body),
         prompt_logprobs=flag(body, "echo") and _logprobs(body) is not None,
+        **_form(body),
         **{name: number(body, name, default) for name, default in NUMBERS.items()},  # type: ignore[arg-type]
     )
 
@@ -225,6 +227,49 @@ def _logit_bias(body: Mapping[str, Any]) -> dict[int, float]:
     if not is_right or not all(str(k).isdecimal() and isinstance(b, (int, float)) for k, b in biases.items()):
         refuse("logit_bias", biases, f"an object of at most {MAX_BIASES} token ids, each with a number")
     return {int(token): float(bias) for token, bias in biases.items()}
+
+
+# vLLM's names of the forms, and ours.
+FORMS = {"json": "json_schema", "regex": "regex", "grammar": "grammar", "choice": "choices"}
+
+
+def _form(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the form that the completion must keep to: OpenAI's ``response_format``, vLLM's ``structured_outputs``."""
+    form: dict[str, Any] = {}
+    wanted = body.get("structured_outputs") or {}
+    if not isinstance(wanted, dict):
+        refuse("structured_outputs", wanted, f"an object with one of {', '.join(FORMS)}")
+    for name, value in wanted.items():
+        if name not in FORMS:
+            where = f"structured_outputs.{name}"
+            raise RequestError(f"Unrecognized field: {where}.", param=where, code="unknown_parameter")
+        is_right = {
+            "json": isinstance(value, (dict, str)),
+            "choice": isinstance(value, list) and all(isinstance(c, str) for c in value),
+        }.get(name, isinstance(value, str))
+        if value is not None and not is_right:
+            refuse(f"structured_outputs.{name}", value, "a list of texts" if name == "choice" else "a text")
+        if value is not None:
+            form[FORMS[name]] = value
+    return {**form, **_response_format(body)}
+
+
+def _response_format(body: Mapping[str, Any]) -> dict[str, Any]:
+    wanted = body.get("response_format")
+    if wanted is None or "prompt" in body:
+        return {}
+    kind = wanted.get("type") if isinstance(wanted, dict) else wanted
+    if kind == "text":
+        return {}
+    if kind == "json_object":
+        return {"json_schema": {"type": "object"}}
+    if kind != "json_schema":
+        refuse("response_format", wanted, 'an object whose type is "text", "json_object" or "json_schema"')
+    described = wanted.get("json_schema")
+    schema = described.get("schema") if isinstance(described, dict) else None
+    if not isinstance(schema, dict):
+        refuse("response_format.json_schema", described, "an object with name and schema")
+    return {"json_schema": schema}
 
 
 def _logprobs(body: Mapping[str, Any]) -> int | None:

@@ -1,0 +1,123 @@
+"""Output keeps to its form at every temperature, and what cannot be checked is refused."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modelwright.base.errors import RequestError
+from modelwright.base.types import SamplingParams
+from modelwright.engine.grammar import unpack_bits
+from modelwright.engine.llm import LLM
+from modelwright.models.llama import Llama
+from modelwright.tokenizer.bpe import Tokenizer
+
+pytest.importorskip("llguidance")
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 8},
+        "age": {"type": "integer", "minimum": 0, "maximum": 120},
+        "tags": {"type": "array", "items": {"enum": ["a", "b\u00e9"]}, "maxItems": 2},
+    },
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+GBNF = 'root ::= "(" inner ")"\ninner ::= [0-9] | root\n'
+LARK = 'start: "x" ("y" | "z")* "!"\n'
+
+
+@pytest.fixture(scope="module")
+def llm(model: Llama, tokenizer: Tokenizer) -> LLM:
+    return LLM(model, tokenizer=tokenizer)
+
+
+def answers(llm: LLM, num: int = 6, **form: Any) -> list[tuple[str, str]]:
+    params = [
+        SamplingParams(temperature=t, seed=s, max_tokens=150, **form) for s in range(num // 2) for t in (0.0, 1.5)
+    ]
+    done = llm.generate(["the quick"] * len(params), params)
+    return [(c.text, c.finish_reason) for c in done]
+
+
+def test_json_keeps_to_its_schema(llm: LLM):
+    jsonschema = pytest.importorskip("jsonschema")
+    whole = [text for text, reason in answers(llm, 10, json_schema=SCHEMA) if reason == "stop"]
+    assert len(whole) >= 8
+    for text in whole:
+        jsonschema.validate(json.loads(text), SCHEMA)
+    free = answers(llm, 10)  # negative control: without the form nothing is JSON
+    assert not any(text.startswith("{") for text, _ in free)
+
+
+def test_regex_choices_and_both_notations_of_grammars(llm: LLM):
+    for text, reason in answers(llm, regex=r"\d{3}-[a-f]{2,4}"):
+        assert reason == "stop" and re.fullmatch(r"\d{3}-[a-f]{2,4}", text)
+    options = ("yes", "no (really)", "caf\u00e9 $5.00", "a|b", "#1 & ~/x-y")
+    seen = set()
+    for text, reason in answers(llm, 24, choices=options):
+        assert reason == "stop" and text in options
+        seen.add(text)
+    assert len(seen) > 1
+    for text, reason in answers(llm, grammar=GBNF):
+        assert reason == "length" or re.fullmatch(r"\(+\d\)+", text)
+    for text, reason in answers(llm, grammar=LARK):
+        assert reason == "length" or re.fullmatch(r"x[yz]*!", text)
+
+
+def test_each_choice_alone_is_exact(llm: LLM):
+    for text in ("a.b", "tab\there", "\u65e5\u672c", 'quote"', "new\nline", "{}[]()^$", "back\\slash"):
+        assert answers(llm, 2, choices=(text,)) == [(text, "stop")] * 2
+
+
+def test_requests_with_and_without_a_form_share_steps(llm: LLM):
+    form = SamplingParams(temperature=1.0, seed=3, max_tokens=40, choices=("alpha", "beta"))
+    plain = SamplingParams(temperature=1.0, seed=3, max_tokens=40, ignore_eos=True)
+    alone = [llm.generate("dog", p)[0].text for p in (form, plain)]
+    together = [c.text for c in llm.generate(["dog", "dog", "dog"], [form, plain, form])]
+    assert together == [alone[0], alone[1], alone[0]]
+
+
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        ({"json_schema": {"type": "object", "minProperties": 3, "unevaluatedProperties": False}}, "json_schema cannot"),
+        ({"json_schema": "{not json"}, "json_schema cannot be read"),
+        ({"json_schema": "[1]"}, "a schema is an object"),
+        ({"regex": "(unclosed"}, "regex cannot be compiled"),
+        ({"grammar": "start: nothing"}, "grammar cannot be compiled"),
+        ({"grammar": "root ::= missing"}, "grammar cannot be"),
+        ({"regex": "a" * 300_000}, "at most 200000 are compiled"),
+    ],
+)
+def test_what_cannot_be_compiled_is_refused_by_name(llm: LLM, form: dict[str, Any], words: str):
+    with pytest.raises(RequestError, match=words):
+        llm.generate("x", SamplingParams(**form))
+
+
+def test_one_form_at_a_time():
+    with pytest.raises(RequestError, match="json_schema and regex are given together"):
+        SamplingParams(json_schema={}, regex="a")
+    with pytest.raises(RequestError, match="regex and min_tokens"):
+        SamplingParams(regex="a", min_tokens=2)
+    with pytest.raises(RequestError, match="choices is"):
+        SamplingParams(choices=())
+
+
+def test_bans_that_leave_nothing_end_the_request(llm: LLM):
+    with pytest.raises(RequestError, match="No token is left"):
+        llm.generate("x", SamplingParams(temperature=0, choices=("z",), bad_words=("z",)))
+    assert llm.generate("x", SamplingParams(temperature=0, max_tokens=3))[0].token_ids  # the engine goes on
+
+
+@given(st.lists(st.booleans(), min_size=32, max_size=96).filter(lambda x: len(x) % 32 == 0))
+@settings(max_examples=50, deadline=None)
+def test_bits_are_unpacked_lowest_first(bits: list[bool]):
+    words = [sum(bit << i for i, bit in enumerate(bits[at : at + 32])) for at in range(0, len(bits), 32)]
+    signed = torch.tensor([w - (1 << 32) if w >> 31 else w for w in words], dtype=torch.int32)
+    assert unpack_bits(signed, len(bits)).tolist() == bits
