@@ -127,8 +127,9 @@ def _read_header(path: Path, head: bytes) -> _Header:
     is_versioned = magic == MAGIC
     if is_versioned and version != 1:
         raise CheckpointError(f"{path} is a llama2.c checkpoint of version {version}; versions 0 and 1 are read.")
-    numbers = struct.unpack_from("<7i", head, 8 if is_versioned else 0) if len(head) >= 36 else (0,) * 7
-    sizes = dict(zip(_FIELDS, numbers, strict=True))
+    if is_versioned and len(head) < _V1_HEADER:
+        raise CheckpointError(f"{path} is cut short: {len(head)} bytes of a header of {_V1_HEADER}. Fetch it again.")
+    sizes = dict(zip(_FIELDS, struct.unpack_from("<7i", head, 8 if is_versioned else 0), strict=True))
     is_shared = bool(head[36]) if is_versioned else sizes["vocab_size"] > 0
     sizes["vocab_size"] = abs(sizes["vocab_size"])
     for name, value in sizes.items():
