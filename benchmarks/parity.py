@@ -604,7 +604,8 @@ def _as_named_by(theirs: Any, ours: Any, packed: dict[str, Any]) -> dict[str, An
     for name, parameter in theirs.named_parameters():
         if name not in packed:
             same = [n for n, v in values.items() if v.shape == parameter.shape and _made(v).equal(parameter)]
-            renamed |= {name: packed[n] for n in same[:1]}
+            if same:
+                renamed[name] = packed[same[0]]
     return renamed
 
 

@@ -114,6 +114,11 @@ class HeadShape:
                 names[ours] = theirs
         return names
 
+    @property
+    def first_parts(self) -> set[str]:
+        """What the published names of the head begin with."""
+        return {name.partition(".")[0] for name in self.names.values()}
+
 
 class Head(nn.Module):
     """``out(norm(act(dense(x))))``; dense and norm are left out where the family has none."""
@@ -142,22 +147,39 @@ class TaskModel(nn.Module):
     task: ClassVar[str]
     encoder_class: ClassVar[Any]
     architecture: ClassVar[str]  # published name
+    prefix: ClassVar[str]  # in front of the encoder's published names
     config_class: ClassVar[Any]
-    published_names: ClassVar[dict[str, str]]
-    published_fused: ClassVar[dict[str, tuple[str, ...]]]
-    other_prefixes: ClassVar[dict[str, str]]  # files of the encoder alone lack the prefix
-    ignored_names: ClassVar[tuple[str, ...]]
-    optional_modules: ClassVar[tuple[str, ...]]
 
     def __init__(self, config: Any):
         super().__init__()
         self.config = config
-        self.shape = self.encoder_class.head_shape(self.task, config)
+        self.shape: HeadShape = self.encoder_class.head_shape(self.task, config)
         self.encoder = self.encoder_class(config)
+        self._name_tensors()
         if not self.shape.has_pooler and getattr(self.encoder, "pooler", None) is not None:
             self.encoder.pooler = None
         self.head = self.make_head()
         self.tie_weights()
+
+    def _name_tensors(self) -> None:
+        """Set the tables that `modelwright.models.layout` reads; the head's names may depend on the config."""
+        prefix, shape, encoder = self.prefix, self.shape, self.encoder_class
+        fused: dict[str, tuple[str, ...]] = getattr(encoder, "published_fused", {})
+        names = {f"encoder.{ours}": prefix + theirs for ours, theirs in encoder.published_names.items()}
+        parts = dict.fromkeys(path.partition(".")[0] for path in (*encoder.published_names.values(), *fused))
+        self.published_names = names | shape.names
+        self.published_fused = {prefix + k: tuple(f"encoder.{part}" for part in v) for k, v in fused.items()}
+        # Files of the encoder alone lack the prefix.
+        self.other_prefixes = {f"{part}.": f"{prefix}{part}." for part in parts if part not in shape.first_parts}
+        self.ignored_names = (
+            *(prefix + ignored for ignored in encoder.ignored_names),
+            # What exports of other heads leave behind: a pooler that is not read, next-sentence prediction, and the
+            # output bias under its second name.
+            *(() if shape.has_pooler else (f"{prefix}pooler.*",)),
+            *(() if shape.out_bias is None else (f"{shape.out}.bias",)),
+            "cls.seq_relationship.*",
+        )
+        self.optional_modules = ("encoder.pooler",) if shape.has_pooler and shape.pool != "pooler" else ()
 
     def make_head(self) -> nn.Module:
         """Return the head for the task."""
@@ -241,33 +263,18 @@ def task_models(
         bases: Task -> class to make the task's class from, where `TaskModel` does not do.
     """
     classes: dict[str, Any] = {name + SUFFIXES["encoder"]: encoder_class}
-    fused: dict[str, tuple[str, ...]] = getattr(encoder_class, "published_fused", {})
-    parts = dict.fromkeys(path.partition(".")[0] for path in (*encoder_class.published_names.values(), *fused))
     for task in SUFFIXES:
         if task == "encoder":
             continue
         architecture = name + SUFFIXES[task]
-        shape = encoder_class.head_shape(task, encoder_class.config_class())
-        names = {f"encoder.{ours}": prefix + theirs for ours, theirs in encoder_class.published_names.items()}
         attributes = {
             "__doc__": f"{architecture}: {encoder_class.__name__} with a head for {task.replace('_', ' ')}.",
             "__module__": encoder_class.__module__,
             "task": task,
             "encoder_class": encoder_class,
             "architecture": architecture,
+            "prefix": prefix,
             "config_class": encoder_class.config_class,
-            "published_names": names | shape.names,
-            "published_fused": {prefix + k: tuple(f"encoder.{part}" for part in v) for k, v in fused.items()},
-            "other_prefixes": {f"{part}.": f"{prefix}{part}." for part in parts if f"{part}." != prefix},
-            "ignored_names": (
-                *(f"{prefix}{ignored}" for ignored in encoder_class.ignored_names),
-                # What exports of other heads leave behind: a pooler that is not read, next-sentence prediction,
-                # and the output bias under its second name.
-                *(() if shape.has_pooler else (f"{prefix}pooler.*",)),
-                *(() if shape.out_bias is None else (f"{shape.out}.bias",)),
-                "cls.seq_relationship.*",
-            ),
-            "optional_modules": ("encoder.pooler",) if shape.has_pooler and shape.pool != "pooler" else (),
         }
         classes[architecture] = type(architecture, ((bases or {}).get(task, TaskModel),), attributes)
     return classes
