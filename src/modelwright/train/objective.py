@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from modelwright.base.errors import ConfigError
 from modelwright.data.load import Batch
 from modelwright.data.pack import IGNORED
+from modelwright.models.moe_decoder import MoeOutput
 
 if TYPE_CHECKING:
     from modelwright.train.loop import Run
@@ -71,11 +72,18 @@ class CausalLanguageModeling(Objective):
     """Predict each token from those before it."""
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the summed cross-entropy of the trained positions, computed in float32."""
-        logits = model(batch.input_ids, positions=batch.positions, mask=batch.mask).logits  # (B, T, V)
-        return F.cross_entropy(
-            logits.float().flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORED, reduction="sum"
+        """Return the summed cross-entropy of the trained positions, computed in float32.
+
+        A model with experts adds what keeps their load even: the loss of each row, as often as the row has trained
+        positions. So it counts as part of the mean over these, and no split into micro-batches changes it.
+        """
+        out = model(batch.input_ids, positions=batch.positions, mask=batch.mask)  # logits (B, T, V)
+        loss = F.cross_entropy(
+            out.logits.float().flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORED, reduction="sum"
         )
+        if isinstance(out, MoeOutput) and out.auxiliary is not None:
+            loss = loss + (out.auxiliary * (batch.labels != IGNORED).sum(1)).sum()
+        return loss
 
 
 def clip_gradients(parameters: Sequence[Tensor], max_norm: float | None) -> float:
