@@ -67,18 +67,17 @@ def wkv_sequential(
     k: Tensor, v: Tensor, w: Tensor, u: Tensor, *, past: Past | None = None, starts: Tensor | None = None
 ) -> tuple[Tensor, Past]:
     """Compute what `wkv` computes, token by token and without padding: the readable twin."""
-    k, v = k.float(), v.float()
     num, den, top = past or Past.empty(k.shape[0], k.shape[2], device=k.device)
     outputs = []
-    for t in range(k.shape[1]):
+    for t, (k_t, v_t) in enumerate(zip(k.float().unbind(1), v.float().unbind(1), strict=True)):
         if starts is not None:
             num, den, top = Past(num, den, top).keep(~starts[:, t, None])
-        highest = torch.maximum(top, u + k[:, t])
-        before, now = torch.exp(top - highest), torch.exp(u + k[:, t] - highest)
-        outputs.append((before * num + now * v[:, t]) / (before * den + now))
-        highest = torch.maximum(top - w, k[:, t])
-        before, now = torch.exp(top - w - highest), torch.exp(k[:, t] - highest)
-        num, den, top = before * num + now * v[:, t], before * den + now, highest
+        highest = torch.maximum(top, u + k_t)
+        before, now = torch.exp(top - highest), torch.exp(u + k_t - highest)
+        outputs.append((before * num + now * v_t) / (before * den + now))
+        highest = torch.maximum(top - w, k_t)
+        before, now = torch.exp(top - w - highest), torch.exp(k_t - highest)
+        num, den, top = before * num + now * v_t, before * den + now, highest
     return torch.stack(outputs, dim=1), Past(num, den, top)
 
 

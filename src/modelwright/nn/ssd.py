@@ -56,12 +56,12 @@ def ssd_sequential(
     B, C = _per_head(x, B), _per_head(x, C)  # (B, T, H, N)
     S = _first_state(x, B, state)  # (B, H, P, N)
     outputs = []
-    for t in range(x.shape[1]):
-        decay = torch.exp(dt[:, t].float() * A.float())  # (B, H)
+    for t, (x_t, dt_t, B_t, C_t) in enumerate(zip(*(v.float().unbind(1) for v in (x, dt, B, C)), strict=True)):
+        decay = torch.exp(dt_t * A.float())  # (B, H)
         if starts is not None:
             decay = decay * ~starts[:, t, None]
-        S = decay[..., None, None] * S + torch.einsum("bhp,bhn->bhpn", (dt[:, t, :, None] * x[:, t]).float(), B[:, t])
-        outputs.append(torch.einsum("bhpn,bhn->bhp", S, C[:, t]))
+        S = decay[..., None, None] * S + (dt_t[..., None] * x_t)[..., None] * B_t[:, :, None]
+        outputs.append(torch.einsum("bhpn,bhn->bhp", S, C_t))
     return torch.stack(outputs, dim=1), S
 
 

@@ -47,12 +47,12 @@ def selective_scan_sequential(
     """Compute what `selective_scan` computes, token by token: the readable twin."""
     h = torch.zeros(x.shape[0], *A.shape, device=x.device) if state is None else state.float()  # (B, I, N)
     outputs = []
-    for t in range(x.shape[1]):
-        decay = torch.exp(dt[:, t, :, None].float() * A.float())  # (B, I, N)
+    for t, (x_t, dt_t, B_t, C_t) in enumerate(zip(*(v.float().unbind(1) for v in (x, dt, B, C)), strict=True)):
+        decay = torch.exp(dt_t[..., None] * A.float())  # (B, I, N)
         if starts is not None:
             decay = decay * ~starts[:, t, None, None]
-        h = decay * h + (dt[:, t] * x[:, t]).float()[..., None] * B[:, t, None].float()
-        outputs.append((h * C[:, t, None].float()).sum(-1))  # (B, I)
+        h = decay * h + (dt_t * x_t)[..., None] * B_t[:, None]
+        outputs.append((h * C_t[:, None]).sum(-1))  # (B, I)
     return torch.stack(outputs, dim=1), h
 
 
@@ -88,6 +88,7 @@ def selective_scan(
     size = chunk_size or _chunk_size(x, A)
     count = -(-length // size)
     first = torch.zeros(batch, *A.shape, device=x.device) if state is None else state.float()
+    first = first.transpose(1, 2).contiguous()  # (B, N, I)
 
     def cut(values: Tensor) -> Tensor:  # (Q, B count, .); the tail is filled with dt = 0, x = 0: inert
         values = F.pad(values, (0, 0, 0, count * size - length))
@@ -95,9 +96,10 @@ def selective_scan(
 
     keep = None if starts is None else 1 - cut(starts.float()[..., None])
     dt, inputs = dt.float(), (dt * x).float()
-    y, last = _Scan.apply(cut(inputs), cut(dt), A.float(), cut(B.float()), cut(C.float()), first, keep)
+    rates = A.float().t().contiguous()
+    y, last = _Scan.apply(cut(inputs), cut(dt), rates, cut(B.float()), cut(C.float()), first, keep)
     y = y.unflatten(1, (batch, count)).movedim(0, 2)  # (B, count, Q, I)
-    return y.reshape(batch, count * size, inner)[:, :length], last
+    return y.reshape(batch, count * size, inner)[:, :length], last.transpose(1, 2)
 
 
 def _chunk_size(x: Tensor, A: Tensor) -> int:
@@ -111,38 +113,41 @@ def _chunk_size(x: Tensor, A: Tensor) -> int:
 
 
 def _decay(dt: Tensor, A: Tensor, keep: Tensor | None, q: int) -> Tensor:
-    """Return the decay (M, I, N) at token q of every chunk."""
-    decay = torch.mul(dt[q][..., None], A).exp_()
+    """Return the decay (M, N, I) at token q of every chunk."""
+    decay = torch.mul(dt[q][:, None], A).exp_()
     return decay if keep is None else decay.mul_(keep[q][..., None])
 
 
 class _Scan(torch.autograd.Function):
-    """The recurrence over chunks: inputs dt x (Q, M, I), dt (Q, M, I), A, B and C (Q, M, N), state, keep (Q, M, 1)."""
+    """The recurrence over chunks: inputs dt x (Q, M, I), dt (Q, M, I), A (N, I), B, C (Q, M, N), state (B, N, I), keep.
+
+    Channels stand last here, so that products run along them: reading 4 states of 256 x 16 takes 5 us on one CPU thread
+    instead of 30.
+    """
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *more: Tensor) -> Any:
-        """Return y (Q, M, I) and the last state (B, I, N)."""
+        """Return y (Q, M, I) and the last state (B, N, I)."""
         state, keep = more
         batch, count = state.shape[0], dt.shape[1] // state.shape[0]
-        whole = torch.exp(dt.sum(0)[..., None] * A)  # (M, I, N) decay over a whole chunk
+        whole = torch.exp(dt.sum(0)[:, None] * A)  # (M, N, I) decay over a whole chunk
         if keep is not None:
             whole.mul_(keep.prod(0)[..., None])
         whole = whole.unflatten(0, (batch, count))
+        first = state
         if count > 1:
             made = torch.zeros(dt.shape[1], *A.shape, device=dt.device)
             for q in range(dt.shape[0]):
-                made.mul_(_decay(dt, A, keep, q)).addcmul_(inputs[q][..., None], B[q][:, None])
+                made.mul_(_decay(dt, A, keep, q)).addcmul_(inputs[q][:, None], B[q][..., None])
             made = made.unflatten(0, (batch, count))
             before = [state]
             for c in range(count - 1):
                 before.append(torch.addcmul(made[:, c], whole[:, c], before[-1]))
-            first = torch.stack(before, dim=1).flatten(0, 1)  # (M, I, N)
-        else:
-            first = state
+            first = torch.stack(before, dim=1).flatten(0, 1)  # (M, N, I)
         h, y = first.clone(), torch.empty_like(inputs)
         for q in range(dt.shape[0]):
-            h.mul_(_decay(dt, A, keep, q)).addcmul_(inputs[q][..., None], B[q][:, None])
-            torch.matmul(h, C[q][..., None], out=y[q][..., None])
+            h.mul_(_decay(dt, A, keep, q)).addcmul_(inputs[q][:, None], B[q][..., None])
+            torch.bmm(C[q][:, None], h, out=y[q][:, None])
         ctx.save_for_backward(inputs, dt, A, B, C, first, whole, keep)
         return y, h.unflatten(0, (batch, count))[:, -1].clone()
 
@@ -155,33 +160,33 @@ class _Scan(torch.autograd.Function):
         h, states, decays = first, [first], []
         for q in range(dt.shape[0]):
             decays.append(_decay(dt, A, keep, q))
-            h = torch.mul(h, decays[q]).addcmul_(inputs[q][..., None], B[q][:, None])
+            h = torch.mul(h, decays[q]).addcmul_(inputs[q][:, None], B[q][..., None])
             states.append(h)
 
-        g = torch.zeros_like(first)  # gradient of the state; first what comes from inside the chunk
-        if count > 1:
+        grad_y = grad_y.contiguous()
+        g = grad_last.clone()  # gradient of the state
+        if count > 1:  # first what comes from inside each chunk, then what comes from the chunks after it
+            g = torch.zeros_like(first)
             for q in reversed(range(dt.shape[0])):
-                g.addcmul_(grad_y[q][..., None], C[q][:, None]).mul_(decays[q])
+                g.addcmul_(grad_y[q][:, None], C[q][..., None]).mul_(decays[q])
             own, after = g.unflatten(0, (batch, count)), [grad_last]
             for c in reversed(range(1, count)):
                 after.append(torch.addcmul(own[:, c], whole[:, c], after[-1]))
             g = torch.stack(after[::-1], dim=1).flatten(0, 1)
-        else:
-            g = grad_last.clone()
 
-        grad_inputs, grad_dt, grad_A = torch.empty_like(inputs), torch.empty_like(dt), torch.zeros_like(A)
-        grad_B, grad_C = torch.empty_like(B), torch.empty_like(C)
+        grad_inputs, grad_dt, grad_A = torch.empty_like(inputs), torch.empty_like(dt), torch.zeros_like(g)
+        grad_B, grad_C, product = torch.empty_like(B), torch.empty_like(C), torch.empty_like(g)
         for q in reversed(range(dt.shape[0])):
-            torch.matmul(states[q + 1].transpose(1, 2), grad_y[q][..., None], out=grad_C[q][..., None])
-            g.addcmul_(grad_y[q][..., None], C[q][:, None])
-            torch.matmul(g, B[q][..., None], out=grad_inputs[q][..., None])
-            torch.matmul(g.transpose(1, 2), inputs[q][..., None], out=grad_B[q][..., None])
+            torch.sum(torch.mul(states[q + 1], grad_y[q][:, None], out=product), -1, out=grad_C[q])
+            g.addcmul_(grad_y[q][:, None], C[q][..., None])
+            torch.bmm(B[q][:, None], g, out=grad_inputs[q][:, None])
+            torch.sum(torch.mul(g, inputs[q][:, None], out=product), -1, out=grad_B[q])
             g.mul_(decays[q])
-            exponent = g * states[q]  # (M, I, N) gradient of dt A
-            grad_dt[q] = torch.linalg.vecdot(exponent, A)
-            grad_A += (exponent * dt[q][..., None]).sum(0)
+            exponent = states[q] * g  # (M, N, I) gradient of dt A
+            grad_A.addcmul_(exponent, dt[q][:, None])
+            torch.sum(exponent.mul_(A), 1, out=grad_dt[q])
         grad_state = g.unflatten(0, (batch, count))[:, 0].clone()
-        return grad_inputs, grad_dt, grad_A, grad_B, grad_C, grad_state, None
+        return grad_inputs, grad_dt, grad_A.sum(0), grad_B, grad_C, grad_state, None
 
 
 def inverse_softplus_steps(size: int, generator: torch.Generator) -> Tensor:
