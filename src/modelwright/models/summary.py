@@ -23,10 +23,11 @@ from modelwright.models.gguf_names import read_config as read_gguf_config
 from modelwright.models.layout import from_published, tied_names, to_published, translate
 from modelwright.models.tensor_file import find_shards, read_folder, read_header
 from modelwright.models.weights import load_model, read_config
+from modelwright.nn import recurrent as nn_recurrent
 from modelwright.nn.moe import SparseMoe
 from modelwright.nn.norm import RMSNorm
 
-PARTS = ("embedding", "attention", "mlp", "experts", "router", "recurrent", "norm", "head", "other")
+PARTS = ("embedding", "attention", "mlp", "experts", "router", "recurrent", "convolution", "norm", "head", "other")
 CONTEXTS = (1024, 4096, 16384, 65536, 131072)
 # What stands in a dotted name here -> the part. The first that matches counts, since a router stands inside of an mlp.
 WORDS = {
@@ -45,9 +46,11 @@ WORDS = {
     "channel_mix": "mlp",
     "mixer": "recurrent",
     "time_mix": "recurrent",
-    "cells": "recurrent",
-    "rnn": "recurrent",
+    "conv": "convolution",
+    "hidden_layer": "mlp",
+    "output": "head",
 }
+EMBEDDED = ("embed", "patch", "cls_token", "class_token", "mask_token", "position")  # in a name: an embedding
 
 
 @dataclass(frozen=True)
@@ -188,8 +191,10 @@ def _part_of(model: nn.Module, name: str) -> str:
         owner = None
     if isinstance(owner, (RMSNorm, nn.LayerNorm, nn.GroupNorm)) or words[-1].endswith("norm"):
         return "norm"
+    if type(owner).__module__ == nn_recurrent.__name__:
+        return "recurrent"
     found = next((part for word, part in WORDS.items() if word in words), None)
-    if found is None and (isinstance(owner, nn.Embedding) or any("embed" in word for word in name.split("."))):
+    if found is None and (isinstance(owner, nn.Embedding) or any(word in name for word in EMBEDDED)):
         return "embedding"
     return found or "other"
 
