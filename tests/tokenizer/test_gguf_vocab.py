@@ -73,6 +73,18 @@ def test_the_reference_package_reads_what_is_written(name: str, tmp_path: Path):
         assert ours[f"tokenizer.ggml.{key}"].types == theirs[f"tokenizer.ggml.{key}"].types
 
 
+@needs_data
+@pytest.mark.parametrize("name", ["tokenizers/sentencepiece/test_model.model", "weights/babyllama105/tok105.model"])
+def test_sentencepiece_models_are_said_in_full(name: str, tmp_path: Path):
+    first = mw.load_tokenizer(DATA / name)
+    write_container(tmp_path / "x.gguf", gguf_vocab(first), [])
+    assert "tokenizer.huggingface.json" not in GgufFile(tmp_path / "x.gguf").metadata
+    again = mw.load_tokenizer(tmp_path / "x.gguf")
+    texts = [*SAMPLES, *(DATA / "text/alice_in_wonderland.txt").read_text(encoding="utf-8").splitlines()[:300]]
+    assert again.encode_batch(texts) == first.encode_batch(texts)
+    assert again.decode(again.encode("a b")) == first.decode(first.encode("a b"))
+
+
 def test_our_own_tokenizer_survives_although_its_rule_has_no_name(house: Tokenizer, tmp_path: Path, caplog):
     values = gguf_vocab(house)
     assert values["tokenizer.ggml.pre"] == "default"

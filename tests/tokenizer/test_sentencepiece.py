@@ -212,3 +212,14 @@ def test_damaged_files_are_named(tmp_path: Path):
 def test_a_piece_that_stands_twice_is_refused():
     with pytest.raises(DataError, match="m holds the piece 'a' twice, as 0 and 1"):
         build_tokenizer(PieceModel("bpe", ["a", "a"], [0.0, 0.0], [1, 1]), "m")
+
+
+@needs_data
+@pytest.mark.peer
+def test_a_vocabulary_of_32_000_pieces_gives_the_librarys_ids(many_texts: list[str], tmp_path: Path):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    ours = mw.load_tokenizer(DATA / "tokenizers/gguf/ggml-vocab-llama-spm.gguf")
+    write_sentencepiece(ours, tmp_path / "llama.model")
+    peer = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "llama.model"))
+    assert peer.vocab_size() == 32000
+    assert ours.encode_batch(many_texts, False) == [peer.encode(text) for text in many_texts]
