@@ -42,7 +42,7 @@ class Mamba2Config:
     norm_eps: float = 1e-5
     residual_in_fp32: bool = True  # the stream is float32 whatever the weights are
     tie_embeddings: bool = False  # the output matrix is the embedding
-    max_seq_len: int = 1 << 20  # what others may plan with; the recurrence itself has no limit
+    max_seq_len: int = 2048  # trained at; the recurrence itself has no limit, and none is set
     bos_token_id: int | None = None
     eos_token_id: tuple[int, ...] = ()
     pad_token_id: int | None = None
