@@ -56,6 +56,11 @@ VERBS = {
         "mw train recipes/pretrain/small.yaml --minutes=10",
         takes_settings=True,
     ),
+    "pull": Verb(
+        "modelwright.cli.pull:pull",
+        "fetch a published model from the hub: safetensors, config, tokenizer",
+        "mw pull HuggingFaceTB/SmolLM2-135M --to runs/smol",
+    ),
     "inspect": Verb(
         "modelwright.cli.inspect:inspect",
         "say what a model on disk is: parameters by part, dtypes, memory, cache at each context",
