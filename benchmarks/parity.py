@@ -80,6 +80,10 @@ T5 = {
 # 81 patches: beyond 64 positions
 VISION = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
 VISION |= {"image_size": 36, "patch_size": 4}
+TEXT = SMALL | {"num_attention_heads": 4, "max_position_embeddings": 160, "eos_token_id": 100}
+PAIRS = {"text_config": TEXT, "vision_config": VISION}
+SCORED = {name: name for name in ("logits_per_image", "logits_per_text", "image_embeds", "text_embeds")}
+READ = {"last_hidden_state": "last_hidden_state", "pooled": "pooler_output"}
 SEEN = {"last_hidden_state": "last_hidden_state", "pooled": "pooler_output"}
 SEEING = ("outputs", "gradients", "export")
 WRITES = {"logits": "logits", "encoder_last_hidden_state": "encoder_last_hidden_state"}
@@ -403,6 +407,60 @@ CASES |= {
         source="arXiv 2010.11929",
         checks=SEEING,
     ),
+    "clip": Case(
+        "CLIPConfig",
+        PAIRS | {"projection_dim": 40},
+        model="CLIPModel",
+        outputs=SCORED,
+        inputs="image and text",
+        file="clip",
+        source="arXiv 2103.00020",
+        checks=("padding", *SEEING),
+    ),
+    "clip, gelu, first end token": Case(
+        "CLIPConfig",
+        {
+            "text_config": TEXT | {"hidden_act": "gelu", "eos_token_id": 2},
+            "vision_config": VISION | {"hidden_act": "gelu"},
+            "projection_dim": 40,
+        },
+        model="CLIPModel",
+        outputs=SCORED,
+        inputs="image and text",
+        file="clip",
+        source="arXiv 2103.00020",
+        checks=("padding", *SEEING),
+    ),
+    "clip, vision": Case(
+        "CLIPVisionConfig",
+        VISION,
+        model="CLIPVisionModel",
+        outputs=SEEN,
+        inputs="image",
+        file="clip",
+        source="arXiv 2103.00020",
+        checks=SEEING,
+    ),
+    "siglip": Case(
+        "SiglipConfig",
+        {"text_config": TEXT | {"projection_size": 48}, "vision_config": VISION},
+        model="SiglipModel",
+        outputs=SCORED,
+        inputs="image and text",
+        file="siglip",
+        source="arXiv 2303.15343",
+        checks=("padding", *SEEING),
+    ),
+    "siglip, vision": Case(
+        "SiglipVisionConfig",
+        VISION,
+        model="SiglipVisionModel",
+        outputs=SEEN,
+        inputs="image",
+        file="siglip",
+        source="arXiv 2303.15343",
+        checks=SEEING,
+    ),
 }  # of images and speech
 DEBERTA_V3 = {
     **{"relative_attention": True, "pos_att_type": "p2c|c2p", "position_buckets": 16, "share_att_key": True},
@@ -444,6 +502,16 @@ CASES |= encoder_cases(
     "arXiv 2006.03654",
     name="deberta-v2, own head",
     heads=("MaskedLM",),
+)
+LONGFORMER = {"attention_window": [12, 24], "type_vocab_size": 1}
+CASES |= encoder_cases("longformer", "LongformerConfig", LONGFORMER, "arXiv 2004.05150")
+CASES |= encoder_cases(
+    "longformer",
+    "LongformerConfig",
+    LONGFORMER | {"attention_window": 160},
+    "arXiv 2004.05150",
+    name="longformer, dense",
+    heads=("encoder", "SequenceClassification"),
 )
 
 
@@ -497,6 +565,10 @@ def make_inputs(case: Case, config: Any, seed: int = 1) -> dict[str, Tensor]:
         ids[:, SEPARATORS] = 2
         types = (torch.arange(LENGTH) > SEPARATORS[1]).long().expand(2, -1)
         return {"input_ids": ids} | ({"token_type_ids": types} if getattr(config, "type_vocab_size", 0) > 1 else {})
+    if case.inputs == "image and text":
+        ids = random_ids(TEXT["vocab_size"] - 1, 2, LENGTH, generator)
+        ids[0, 105], ids[1, 95] = TEXT["eos_token_id"], TEXT["eos_token_id"]
+        return {"input_ids": ids, "pixel_values": random_images(config, 2, generator)}
     if case.inputs == "image":
         return {"pixel_values": random_images(config, 2, generator)}
     raise ValueError(f"no inputs of the kind {case.inputs!r}")

@@ -89,7 +89,7 @@ class BertBlock(nn.Module):
         self.mlp_norm = nn.LayerNorm(config.hidden_size, config.norm_eps)
 
     def forward(self, x: Tensor, visible: Any) -> Tensor:
-        """Map the stream (B, T, D) to (B, T, D); ``visible`` is what `Bert.see` made of the masks."""
+        """Map the stream (B, T, D) to (B, T, D); ``visible`` is what the family's attention takes as its mask."""
         x = self.attention_norm(x + self.attention(x, mask=visible, is_causal=False))
         return self.mlp_norm(x + self.mlp(x))
 
@@ -189,14 +189,13 @@ class Bert(nn.Module):
         """
         check_length(input_ids, self.config.max_seq_len)
         x = self.embed_tokens(input_ids, token_type_ids, positions)
-        visible = token_mask(attention_mask, mask)
+        return self.encode(x, token_mask(attention_mask, mask))
+
+    def encode(self, x: Tensor, visible: Any) -> EncoderOutput:
+        """Run the blocks and the pooler over the embedded input (B, T, D)."""
         for layer in self.layers:
             x = layer(x, visible)
-        return EncoderOutput(x, self.pool(x))
-
-    def pool(self, x: Tensor) -> Tensor | None:
-        """Return the first token's state through the pooler, (B, D), where there is one."""
-        return None if self.pooler is None else torch.tanh(self.pooler(x[:, 0]))
+        return EncoderOutput(x, None if self.pooler is None else torch.tanh(self.pooler(x[:, 0])))
 
 
 ARCHITECTURES = task_models(Bert, "Bert", "bert.")

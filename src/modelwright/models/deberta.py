@@ -138,7 +138,8 @@ class DebertaConfig:
         hidden_size = read.get("hidden_size", cls.hidden_size)
         if values.get("pooler_hidden_size", hidden_size) != hidden_size:
             raise ConfigError(
-                f"pooler_hidden_size is {values['pooler_hidden_size']}; only the hidden size, {hidden_size}, is computed."
+                f"pooler_hidden_size is {values['pooler_hidden_size']}; the pooler here is as wide as the stream, "
+                f"{hidden_size}."
             )
         return cls(**read, labels=Labels.from_hf(values))
 
@@ -323,8 +324,8 @@ class Deberta(nn.Module):
             )
         if task == "masked_lm":
             mlm = "lm_predictions.lm_head"
-            names = {"dense": f"{mlm}.dense", "norm": f"{mlm}.LayerNorm"}
-            return HeadShape(f"{mlm}.decoder", out_bias=f"{mlm}.bias", act=config.act, **names)
+            dense, norm = f"{mlm}.dense", f"{mlm}.LayerNorm"
+            return HeadShape(f"{mlm}.decoder", out_bias=f"{mlm}.bias", dense=dense, norm=norm, act=config.act)
         if task == "sequence_classification":
             return HeadShape("classifier", dense="pooler.dense", act=config.pooler_act, pool="first")
         return HeadShape("classifier" if task == "token_classification" else "qa_outputs")

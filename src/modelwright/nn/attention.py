@@ -99,6 +99,11 @@ def record_attention() -> Iterator[list[Tensor]]:
         _recorded.reset(token)
 
 
+def is_recording() -> bool:
+    """Tell whether attention weights are being collected: what is computed in pieces is then computed whole."""
+    return not torch.compiler.is_compiling() and _recorded.get() is not None
+
+
 def record_weights(weights: Tensor) -> None:
     """Add attention weights (B, N, T, S) that were not computed by `attend` to what is being recorded, if anything."""
     maps = None if torch.compiler.is_compiling() else _recorded.get()
