@@ -23,6 +23,7 @@ from modelwright.engine.request import Piece, Request, make_request
 from modelwright.engine.runner import Runner
 from modelwright.engine.sampler import Draw, Drawn, sample
 from modelwright.engine.scheduler import Chunk, Scheduler
+from modelwright.engine.speculative import PROPOSERS, SpeculationConfig
 from modelwright.engine.stop import Speech
 from modelwright.models.decoder import Decoder
 from modelwright.models.weights import load_model
@@ -49,6 +50,7 @@ class EngineConfig:
     max_waiting: int = 1024  # more are turned away
     max_tokens_per_step: int = 512  # longer prompts are computed in chunks
     has_prefix_cache: bool = True
+    speculation: SpeculationConfig | None = None  # None: one token a step and request
 
     def __post_init__(self) -> None:
         for name in ("block_size", "max_running", "max_waiting", "max_tokens_per_step"):
@@ -75,6 +77,8 @@ class EngineStats:
     cached_tokens: int
     completion_tokens: int
     num_preemptions: int
+    num_drafted: int = 0  # tokens guessed by speculation
+    num_accepted: int = 0  # of these, the ones that were right
 
 
 class Engine:
@@ -105,12 +109,14 @@ class Engine:
         num_blocks = _num_blocks(module, next(module.parameters()).dtype, self.config)
         self.runner = Runner(module, num_blocks=num_blocks, block_size=block_size)
         self.pool = BlockPool(num_blocks, block_size, self.config.has_prefix_cache)
+        speculation = self.config.speculation
         self.scheduler = Scheduler(
             self.pool,
             max_running=self.config.max_running,
             # A forward pass refuses more tokens than the model's context, even when they are of many requests.
             max_tokens_per_step=min(self.config.max_tokens_per_step, self.model_config.max_seq_len),
             max_waiting=self.config.max_waiting,
+            proposer=None if speculation is None else PROPOSERS[speculation.method](speculation),
         )
         wanted = self.config.max_context or self.model_config.max_seq_len
         self.max_context = min(wanted, self.model_config.max_seq_len, self.scheduler.max_context)
@@ -127,6 +133,7 @@ class Engine:
         self._next_id = 0
         self._num_steps = self._num_finished = 0
         self._num_prompt = self._num_cached = self._num_completion = 0
+        self._num_drafted = self._num_accepted = 0
 
     @property
     def has_work(self) -> bool:
@@ -212,10 +219,32 @@ class Engine:
         logits = self.runner.run(chunks)  # (R, V)
         ready = [chunk for chunk in chunks if chunk.reaches_end]
         self._note_prompts(chunks, logits)
-        drawn = sample(logits[_next_rows(chunks)], [self._draw(chunk.request) for chunk in ready])
+        first_rows = _next_rows(chunks)
         self.scheduler.complete(chunks)
         self._num_steps += 1
-        return [self._extend(chunk.request, d) for chunk, d in zip(ready, drawn, strict=True)]
+        pieces: list[Piece] = []
+        # Round by round: the first draw of every request, then the next one of those whose draft was right so far.
+        turn = 0
+        while ready:
+            rows = [first_rows[chunk.request.id] + turn for chunk in ready]
+            drawn = sample(logits[rows], [self._draw(chunk.request) for chunk in ready])
+            pieces += [self._extend(chunk.request, d) for chunk, d in zip(ready, drawn, strict=True)]
+            ready = [c for c, d in zip(ready, drawn, strict=True) if self._agrees(c, turn, d.token)]
+            turn += 1
+        return pieces
+
+    def _agrees(self, chunk: Chunk, turn: int, token: int) -> bool:
+        """Note how a request's draft fares; True when the next row of its logits is valid and wanted."""
+        request, draft = chunk.request, chunk.draft
+        is_right = turn < len(draft) and draft[turn] == token
+        if is_right:
+            self._num_accepted += 1
+            request.num_computed += 1  # the key and value of the guessed token are those of the drawn one
+        goes_on = is_right and not request.is_finished
+        if draft and not goes_on and self.scheduler.proposer is not None:
+            self._num_drafted += len(draft)
+            self.scheduler.proposer.learn(request, len(draft), turn + is_right)
+        return goes_on
 
     def stats(self, num_incoming: int = 0) -> EngineStats:
         """Return the engine's counters; `num_incoming` more requests count as waiting."""
@@ -231,6 +260,8 @@ class Engine:
             cached_tokens=self._num_cached,
             completion_tokens=self._num_completion,
             num_preemptions=self.scheduler.num_preemptions,
+            num_drafted=self._num_drafted,
+            num_accepted=self._num_accepted,
         )
 
     def _draw(self, request: Request) -> Draw:
@@ -312,13 +343,13 @@ class Engine:
         self._num_completion += request.num_output
 
 
-def _next_rows(chunks: Sequence[Chunk]) -> list[int]:
-    """Return which rows of a step's logits stand for a token to be drawn."""
-    rows, row = [], 0
+def _next_rows(chunks: Sequence[Chunk]) -> dict[int, int]:
+    """Return which row of a step's logits stands for the next token of each request."""
+    rows, row = {}, 0
     for chunk in chunks:
         row += chunk.num_rows
         if chunk.reaches_end:
-            rows.append(row - 1)
+            rows[chunk.request.id] = row - 1 - len(chunk.draft)
     return rows
 
 

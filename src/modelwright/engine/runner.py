@@ -210,9 +210,9 @@ class Planner:
             for size in np.unique(num_keys):
                 chosen = num_keys == size
                 gathers[at][1].append((rows[chosen], tile_positions[chosen], int(size)))
-            ids += chunk.request.token_ids[chunk.start : chunk.end]
-            positions.append(np.arange(chunk.start, chunk.end))
-            slots.append(table[chunk.start : chunk.end])
+            ids += chunk.token_ids
+            positions.append(np.arange(chunk.start, chunk.computed_end))
+            slots.append(table[chunk.start : chunk.computed_end])
             last_rows += range(len(ids) - chunk.num_rows, len(ids))
         num_missing = max(0, self.min_rows - len(ids))
         made, restore = [], np.zeros(len(ids) + num_missing, dtype=np.int64)
@@ -241,7 +241,7 @@ class Planner:
         table = np.zeros(num_keys, dtype=np.int64)
         blocks = np.asarray(chunk.request.block_table, dtype=np.int64)
         slots = (blocks[:, None] * self.block_size + np.arange(self.block_size)).ravel()
-        table[: chunk.end] = slots[: chunk.end]
+        table[: chunk.computed_end] = slots[: chunk.computed_end]
         return table
 
     def _group(self, rows: np.ndarray, positions: np.ndarray, num_keys: int) -> TileGroup:
@@ -260,9 +260,9 @@ def _tile(chunk: Chunk, offset: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
         The tiles' rows in the step (-1 where a tile's position is not in the chunk), their positions, both
         (tiles, QUERY_TILE), and the number of keys each tile looks at (tiles,).
     """
-    tiles = np.arange(chunk.start // QUERY_TILE, (chunk.end - 1) // QUERY_TILE + 1)
+    tiles = np.arange(chunk.start // QUERY_TILE, (chunk.computed_end - 1) // QUERY_TILE + 1)
     positions = tiles[:, None] * QUERY_TILE + np.arange(QUERY_TILE)
-    is_real = (positions >= chunk.start) & (positions < chunk.end)
+    is_real = (positions >= chunk.start) & (positions < chunk.computed_end)
     rows = np.where(is_real, positions - chunk.start + offset, -1)
     num_keys = -(-(tiles + 1) * QUERY_TILE // KEY_TILE) * KEY_TILE
     return rows, positions, num_keys

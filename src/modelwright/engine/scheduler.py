@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from modelwright.base.errors import CapacityError
 from modelwright.engine.kv_cache import BlockPool
 from modelwright.engine.request import Request
+from modelwright.engine.speculative import Proposer
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,22 @@ class Chunk:
     request: Request
     start: int
     num_tokens: int
+    draft: tuple[int, ...] = ()  # guessed tokens behind the last known one, computed along with it
 
     @property
     def end(self) -> int:
-        """One past the last position."""
+        """One past the last position of a known token."""
         return self.start + self.num_tokens
+
+    @property
+    def computed_end(self) -> int:
+        """One past the last position that is computed, a guessed one perhaps."""
+        return self.end + len(self.draft)
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The tokens to compute."""
+        return [*self.request.token_ids[self.start : self.end], *self.draft]
 
     @property
     def reaches_end(self) -> bool:
@@ -43,18 +55,27 @@ class Chunk:
 
     @property
     def num_rows(self) -> int:
-        """Rows of logits that the chunk wants: its last token's, or those of all its tokens."""
-        return self.num_tokens if self.needs_all_rows else int(self.reaches_end)
+        """Rows of logits that the chunk wants: its last token's and its draft's, or those of all its tokens."""
+        return self.num_tokens if self.needs_all_rows else int(self.reaches_end) + len(self.draft)
 
 
 class Scheduler:
     """Keeps the waiting and the running requests and hands out each step's token budget."""
 
-    def __init__(self, pool: BlockPool, *, max_running: int, max_tokens_per_step: int, max_waiting: int):
+    def __init__(
+        self,
+        pool: BlockPool,
+        *,
+        max_running: int,
+        max_tokens_per_step: int,
+        max_waiting: int,
+        proposer: Proposer | None = None,
+    ):
         self.pool = pool
         self.max_running = max_running
         self.max_tokens_per_step = max_tokens_per_step
         self.max_waiting = max_waiting
+        self.proposer = proposer
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # oldest first
         self.num_preemptions = 0
@@ -96,13 +117,23 @@ class Scheduler:
                 if self._preempt_newest() is request:
                     break
             else:
-                chunks.append(Chunk(request, request.num_computed, num_tokens))
-                budget -= num_tokens
+                draft = self._draft(request, num_tokens, budget - num_tokens - num_behind)
+                chunks.append(Chunk(request, request.num_computed, num_tokens, draft))
+                budget -= num_tokens + len(draft)
                 index += 1
         if not has_preempted:
             self._admit(chunks, budget)
         assert chunks or not (self.running or self.waiting), "work is waiting and nothing was scheduled"
         return chunks
+
+    def _draft(self, request: Request, num_tokens: int, budget: int) -> tuple[int, ...]:
+        """Ask the proposer for guesses behind a request that is one token from its end, and make room for them."""
+        if self.proposer is None or num_tokens > 1 or request.num_tokens - request.num_computed > 1:
+            return ()
+        limit = min(budget, request.max_tokens - request.num_output - 1)
+        draft = tuple(self.proposer.propose(request, limit)) if limit > 0 else ()
+        # Guesses are never worth a preemption.
+        return draft if not draft or self._grow(request, request.num_tokens + len(draft)) else ()
 
     def _admit(self, chunks: list[Chunk], budget: int) -> None:
         while self.waiting and budget > 0 and len(self.running) < self.max_running:
@@ -163,6 +194,8 @@ class Scheduler:
 
     def remove(self, request: Request) -> None:
         """Drop a request that finished or was aborted, between steps; its blocks are free at once. Idempotent."""
+        if self.proposer is not None:
+            self.proposer.forget(request)
         if request in self.running:
             self.running.remove(request)
             self._release(request)
