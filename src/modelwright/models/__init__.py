@@ -4,6 +4,7 @@
 FAMILIES = {
     "bamba": "modelwright.models.hybrid:ARCHITECTURES",
     "bert": "modelwright.models.bert:ARCHITECTURES",
+    "big_bird": "modelwright.models.bigbird:ARCHITECTURES",
     "deberta-v2": "modelwright.models.deberta:ARCHITECTURES",
     "feedforward": "modelwright.models.feedforward:ARCHITECTURES",
     "deepseek_v2": "modelwright.models.deepseek:ARCHITECTURES",

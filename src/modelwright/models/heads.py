@@ -167,7 +167,7 @@ class TaskModel(nn.Module):
         fused: dict[str, tuple[str, ...]] = getattr(encoder, "published_fused", {})
         names = {f"encoder.{ours}": prefix + theirs for ours, theirs in encoder.published_names.items()}
         parts = dict.fromkeys(path.partition(".")[0] for path in (*encoder.published_names.values(), *fused))
-        self.published_names = names | shape.names
+        self.published_names = names | self.head_names()
         self.published_fused = {prefix + k: tuple(f"encoder.{part}" for part in v) for k, v in fused.items()}
         # Files of the encoder alone lack the prefix.
         self.other_prefixes = {f"{part}.": f"{prefix}{part}." for part in parts if part not in shape.first_parts}
@@ -180,6 +180,10 @@ class TaskModel(nn.Module):
             "cls.seq_relationship.*",
         )
         self.optional_modules = ("encoder.pooler",) if shape.has_pooler and shape.pool != "pooler" else ()
+
+    def head_names(self) -> dict[str, str]:
+        """Return our paths in the head -> published ones."""
+        return self.shape.names
 
     def make_head(self) -> nn.Module:
         """Return the head for the task."""
