@@ -1,0 +1,16 @@
+"""A result says how to repeat it."""
+
+import json
+import platform
+
+from modelwright.base.measured import circumstances, write_result
+
+
+def test_machine_versions_commit_and_command_stand_beside_the_figures(tmp_path):
+    write_result(tmp_path / "result.json", {"rows": [1, 2]}, ("torch", "no-such-package"))
+    found = json.loads((tmp_path / "result.json").read_text())
+    assert found["rows"] == [1, 2]
+    assert found["versions"]["python"] == platform.python_version() and "torch" in found["versions"]
+    assert "no-such-package" not in found["versions"]
+    assert found["machine"]["num_cores"] >= 1 and found["command"].startswith("python")
+    assert set(circumstances()) == {"machine", "versions", "commit", "command"}
