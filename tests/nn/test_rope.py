@@ -231,6 +231,13 @@ def test_tables_survive_the_meta_device_poison_and_casts():
     assert model.state_dict() == {}
 
 
+@pytest.mark.parametrize("name", SCALINGS)
+def test_frequencies_are_numbers_also_while_a_model_is_built_on_the_meta_device(name):
+    right = inverse_frequencies(64, 10000.0, SCALINGS[name])
+    with torch.device("meta"):
+        assert torch.equal(inverse_frequencies(64, 10000.0, SCALINGS[name]), right)
+
+
 def test_bfloat16_far_positions_keep_their_angle():
     """Position 20,001 in bfloat16 would be 19,968: the fast pairs would be off by whole turns."""
     table = RotaryTable(64, 20_002, 10000.0).to(torch.bfloat16)

@@ -147,7 +147,9 @@ def inverse_frequencies(
         case "longrope":
             return _longrope(theta**exponent, scaling, seq_len or 0)
     turning = int(scaling.rotated_fraction * rotary_dim // 2)  # proportional
-    return torch.where(torch.arange(rotary_dim // 2) < turning, 1.0 / theta**exponent, 0.0) / scaling.factor
+    return (
+        torch.where(torch.arange(rotary_dim // 2, device="cpu") < turning, 1.0 / theta**exponent, 0.0) / scaling.factor
+    )
 
 
 def _raised(theta: float, factor: float, rotary_dim: int) -> float:
