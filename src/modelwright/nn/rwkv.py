@@ -46,6 +46,15 @@ class Past(NamedTuple):
         den = weight * torch.exp(exponent - top)  # the weight itself, but the gradient of the exponent passes
         return cls(den * value, den, top)
 
+    @classmethod
+    def stack(cls, pasts: "list[Past]", dim: int) -> "Past":
+        """Return several in one, along a new axis."""
+        return cls(*(torch.stack(part, dim=dim) for part in zip(*pasts, strict=True)))
+
+    def unbind(self, dim: int) -> "list[Past]":
+        """Return one for each place on an axis."""
+        return [Past(*parts) for parts in zip(*(part.unbind(dim) for part in self), strict=True)]
+
     def join(self, other: "Past") -> "Past":
         """Return the sums over both."""
         top = torch.maximum(self.top, other.top)
@@ -124,22 +133,22 @@ def wkv(
 
     local = Past.empty(batch, count, width, device=k.device)
     seen = []
-    for q in range(size):
+    for q, token in enumerate(added.unbind(2)):
         if segments.starts is not None:
             local = local.keep(~start[:, :, q])
         seen.append(local)
-        local = local.decay(fall * real[:, :, q]).join(Past(*(part[:, :, q] for part in added)))
+        local = local.decay(fall * real[:, :, q]).join(token)
 
     past = past or Past.empty(batch, width, device=k.device)
     before = []
-    for c in range(count):
+    for c, chunk in enumerate(local.unbind(1)):
         before.append(past)
         open_chunk = ~start[:, c].any(1)  # (B, 1)
-        past = past.keep(open_chunk).decay(fall * real[:, c].sum(1)).join(Past(*(part[:, c] for part in local)))
+        past = past.keep(open_chunk).decay(fall * real[:, c].sum(1)).join(chunk)
 
-    carried = Past(*(torch.stack(part, dim=1)[:, :, None] for part in zip(*before, strict=True)))  # (B, count, 1, I)
+    carried = Past(*(part[:, :, None] for part in Past.stack(before, dim=1)))  # (B, count, 1, I)
     age = real.cumsum(2) - real.long()  # tokens of the chunk before each
-    inside = Past(*(torch.stack(part, dim=2) for part in zip(*seen, strict=True)))  # (B, count, Q, I)
+    inside = Past.stack(seen, dim=2)  # (B, count, Q, I)
     total = carried.keep(start.cumsum(2) == 0).decay(fall * age).join(inside)
     total = total.join(Past.of(u.float() + k, v, torch.ones_like(k)))
     return (total.num / total.den).flatten(1, 2)[:, :length], past
