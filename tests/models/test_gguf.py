@@ -323,3 +323,19 @@ def test_every_gguf_family_has_all_its_tables():
         assert len(set(table.values())) == len(table)
         assert all(a.count("*") == b.count("*") for a, b in table.items())
     assert len(list(itertools.chain(*TENSOR_NAMES.values()))) > 80
+
+
+def test_a_model_read_from_a_file_can_be_trained_and_leaves_the_file_alone(tmp_path: Path):
+    model = build("qwen2")
+    write_gguf(model, None, tmp_path / "x.gguf", "f32")
+    before = (tmp_path / "x.gguf").read_bytes()
+    again = read_gguf(tmp_path / "x.gguf")
+    again(torch.arange(20)[None]).logits.logsumexp(-1).mean().backward()
+    with torch.no_grad():
+        for parameter in again.parameters():
+            assert parameter.grad is not None
+            parameter.add_(1.0)
+    assert (tmp_path / "x.gguf").read_bytes() == before
+    assert torch.equal(output(read_gguf(tmp_path / "x.gguf")), output(model))
+    write_gguf(again, None, tmp_path / "x.gguf", "f32")  # over the file that is mapped
+    assert torch.equal(output(read_gguf(tmp_path / "x.gguf")), output(again))

@@ -111,7 +111,7 @@ class GgufFile:
         try:
             with open(self.path, "rb") as handle:
                 is_empty = not handle.seek(0, 2)
-                self._bytes = memoryview(b"" if is_empty else mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ))
+                self._bytes = memoryview(b"" if is_empty else mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY))
         except OSError as error:
             raise CheckpointError(f"{self.path} cannot be read: {error.strerror}. Check the path.") from error
         cursor = _Cursor(self.path, self._bytes)
@@ -180,7 +180,7 @@ class GgufFile:
         return name, shape, BLOCK_TYPES[number].name, offset
 
     def raw(self, name: str) -> np.ndarray:
-        """Return the bytes of a tensor, a read-only uint8 view of the mapped file."""
+        """Return the bytes of a tensor, a uint8 view of the mapped file; writing to it leaves the file alone."""
         entry = self.tensors[name]
         return np.frombuffer(self._bytes, np.uint8, entry.num_bytes, entry.start)
 

@@ -303,7 +303,8 @@ def write_config(values: Mapping[str, Any]) -> tuple[str, dict[str, Any], Tensor
             found[f"{name}.{key}"] = float(values[field]) if key.endswith(_FLOATS) else int(values[field])
     found[f"{name}.vocab_size"] = values["vocab_size"]
     if name == "bert":
-        return name, found | {"bert.attention.causal": False}, None
+        types = {"tokenizer.ggml.token_type_count": int(values["type_vocab_size"])}
+        return name, found | {"bert.attention.causal": False} | types, None
     found |= _write_ids(values)
     if name == "gpt2":
         return name, found, None

@@ -122,14 +122,14 @@ def unpack(data: np.ndarray, type_name: str, shape: Sequence[int], dtype: torch.
         data: uint8, as `GgufFile.raw` returns them.
         type_name: "F32", "Q4_K", ...
         shape: Outermost first.
-        dtype: Of the result; None: as stored, float32 for block formats.
+        dtype: Of the result; None: as stored, float32 for blocks. Plain numbers that keep their dtype are a view.
 
     Raises:
         CheckpointError: The format is not read here.
     """
     if type_name in PLAIN_TYPES:
-        # A copy: the mapped pages are read-only, and a model's weights may be trained.
-        plain = torch.frombuffer(bytearray(data), dtype=PLAIN_TYPES[type_name]).reshape(tuple(shape))
+        is_aligned = data.ctypes.data % PLAIN_TYPES[type_name].itemsize == 0  # a file may choose to align to one byte
+        plain = torch.from_numpy(data if is_aligned else data.copy()).view(PLAIN_TYPES[type_name]).reshape(tuple(shape))
         return plain if dtype is None else plain.to(dtype)
     if type_name not in _UNPACK:
         raise CheckpointError(

@@ -189,7 +189,7 @@ def _byte_level(
     backend.decoder = decoders.ByteLevel()
     _add_tokens(backend, pieces, types, roles)
     texts = {role: pieces[index] for role, index in roles.items()}
-    add_bos = values.get("add_bos_token", name in _WHOLE_WORDS[:3])
+    add_bos = values.get("add_bos_token", name in _WHOLE_WORDS)
     wanted = ("bos_token" if add_bos else "", "eos_token" if values.get("add_eos_token") else "")
     add_around(backend, texts, wanted, str(path))
     return Tokenizer(backend, roles=texts, chat_template=template)
@@ -317,7 +317,7 @@ def _say_word_piece(tokenizer: Tokenizer, file: Mapping[str, Any]) -> tuple[dict
     for piece, kind in zip(pieces, types, strict=True):
         is_named = kind != NORMAL or (piece.startswith("[") and piece.endswith("]"))
         spelled.append(piece if is_named else piece[2:] if piece.startswith("##") else SPACE + piece)
-    values = {"model": "bert", "pre": "default", "tokens": spelled, "token_type": types, "token_type_count": 2}
+    values = {"model": "bert", "pre": "default", "tokens": spelled, "token_type": types}
     steps = file.get("normalizer") or {}
     is_plain = steps.get("type") == "BertNormalizer" and steps.get("strip_accents") in (None, steps.get("lowercase"))
     is_cased = _is_cased(pieces)
