@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from modelwright.nn.norm import RMSNorm
+from modelwright.nn.init import init_weights
+from modelwright.nn.norm import RMSNorm, ShiftedRMSNorm
 
 
 def published(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -37,3 +38,27 @@ def test_gradient():
     norm = RMSNorm(6).double()
     x = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(norm, (x,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_shifted_norm_is_rounded_once(dtype):
+    """Gemma's order: float32 until after the scaling. Llama's order, or 1 + w in bfloat16, would differ."""
+    torch.manual_seed(0)
+    norm = ShiftedRMSNorm(96, eps=1e-6).to(dtype)
+    with torch.no_grad():
+        norm.weight += (0.3 * torch.randn(96)).to(dtype)
+    x = (torch.randn(4, 7, 96) * 5).to(dtype)
+    h = x.float()
+    h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-6) * (1.0 + norm.weight.float())
+    assert norm(x).dtype == dtype
+    assert torch.equal(norm(x), h.to(dtype)) or (norm(x).float() - h).abs().max() < 1e-6 * h.abs().max()
+    if dtype == torch.bfloat16:
+        assert not torch.equal(norm(x), published(x, 1 + norm.weight, 1e-6))
+
+
+def test_a_shifted_norm_begins_as_one():
+    norm = ShiftedRMSNorm(8)
+    norm.weight.data.fill_(float("nan"))
+    init_weights(norm, 0)
+    assert not norm.weight.any()
+    assert torch.allclose(norm(torch.ones(8)), torch.ones(8))
