@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from modelwright.base.errors import ConfigError
-from modelwright.models.towers import VisionConfig, block_names, make_blocks, make_patches, prefix_names
+from modelwright.models.towers import ImageOutput, VisionConfig, block_names, make_blocks, make_patches, prefix_names
 
 BLOCK = {
     "attention.q": "attention.attention.query",
@@ -55,7 +55,7 @@ class ViTConfig:
         named = values.get("id2label") or {}
         labels = tuple(named[key] for key in sorted(named, key=int))
         return cls(
-            vision=VisionConfig.from_hf(values, VisionConfig()),
+            vision=VisionConfig.from_hf({"model_type": "vit", **values}),
             qkv_bias=values.get("qkv_bias", True),
             pooler_size=values.get("pooler_output_size"),
             labels=labels or cls.labels,
@@ -66,7 +66,6 @@ class ViTConfig:
         """Return the published ``config.json`` (without the dtype, which the weights decide)."""
         return {
             "architectures": [self.architecture],
-            "model_type": "vit",
             **self.vision.to_hf(),
             "qkv_bias": self.qkv_bias,
             "pooler_output_size": self.pooler_size,
@@ -74,13 +73,6 @@ class ViTConfig:
             "id2label": {str(i): name for i, name in enumerate(self.labels)},
             "label2id": {name: i for i, name in enumerate(self.labels)},
         }
-
-
-class ImageOutput(NamedTuple):
-    """What a tower that sees returns."""
-
-    last_hidden_state: Tensor  # (B, patches [+ 1], D), the class token first where there is one
-    pooled: Tensor | None  # (B, D), one vector for the image; None where the weights have no pooler
 
 
 class ClassifierOutput(NamedTuple):
