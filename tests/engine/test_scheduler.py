@@ -162,3 +162,28 @@ def test_what_can_never_be_served_is_refused_at_the_door(prompt: list[int], code
 
 def test_max_tokens_is_clipped_to_the_context():
     assert make(make_scheduler(), 0, [1] * 30, 100).max_tokens == 2
+
+
+def test_a_tenant_with_many_requests_does_not_hold_up_one_with_few():
+    scheduler = make_scheduler(num_blocks=200, max_running=1)
+    order: list[str] = []
+
+    def add(tenant: str) -> Request:
+        request = make_request(
+            0, [1] * 40, SamplingParams(max_tokens=1), max_context=100, vocab_size=9, tags={"tenant": tenant}
+        )
+        scheduler.add(request)
+        return request
+
+    for _ in range(6):
+        add("many")
+    for _ in range(2):
+        add("few")
+    while scheduler.waiting or scheduler.running:
+        chunks = scheduler.schedule()
+        scheduler.complete(chunks)
+        for chunk in chunks:
+            if chunk.reaches_end:
+                order.append(chunk.request.tenant)
+                scheduler.remove(chunk.request)
+    assert order == ["many", "few", "many", "few", "many", "many", "many", "many"]

@@ -97,6 +97,11 @@ VERBS = {
         "talk to a model in the terminal",
         "mw chat runs/chat",
     ),
+    "keys": Verb(
+        "modelwright.cli.keys:keys",
+        "make an API key with scopes and limits for mw serve",
+        "mw keys alice --file keys.yaml --requests-per-minute 60",
+    ),
     "serve": Verb(
         "modelwright.cli.serve:serve",
         "the OpenAI-compatible server and the web page",

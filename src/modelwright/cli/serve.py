@@ -1,7 +1,7 @@
 """``mw serve``: the OpenAI-compatible server and the web page."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -23,10 +23,12 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
     embedder: Annotated[str | None, typer.Option(help="Sentence encoder, where the index's own has moved.")] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="Keys that may ask; make them with mw keys.")] = None,
 ) -> None:
     """Serve MODEL, an index, or both, with the OpenAI API under /v1 and the page at /."""
     check_port(host, port)
-    config = ServeConfig(answer_mode="generated" if generate else "extractive")
+    mode: Literal["generated", "extractive"] = "generated" if generate else "extractive"
+    config = ServeConfig(answer_mode=mode, api_key_file=api_key_file)
     start(config, model, index, name=name, host=host, port=port, embedder=embedder)
 
 

@@ -24,6 +24,7 @@ class Request:
     stop_ids: frozenset[int] = frozenset()
     seed: int = 0
     root: bytes = field(default_factory=root_hash)
+    tenant: str = ""  # whose request it is; tenants take turns
     token_ids: list[int] = field(default_factory=list)  # prompt, then completion
     logprobs: list[float] = field(default_factory=list)  # of each completion token
     prompt_logprobs: list[float] = field(default_factory=list)  # of each prompt token but the first, if asked for
@@ -120,6 +121,7 @@ def make_request(
         stop_ids=frozenset() if params.ignore_eos else frozenset(stop_ids),
         seed=secrets.randbits(63) if params.seed is None else params.seed,
         root=root_hash(tags),
+        tenant=(tags or {}).get("tenant", ""),
     )
 
 

@@ -2,7 +2,8 @@
 
 There are no phases: a request has `num_tokens` known and `num_computed` of them in the cache, and each step hands out
 tokens so that the second catches up with the first. A prompt, the rest of a prompt (chunked prefill), one new token
-(decode) and a preempted request starting over are all the same case. Requests are served in order of arrival; when
+(decode) and a preempted request starting over are all the same case. Requests are served in order of arrival, those of
+several tenants by turns, so that one who sends many does not hold up one who sends few; when
 blocks run out, the newest running request gives up its own and is computed again later. Since any admitted request
 fits into the pool alone, the oldest always makes progress.
 
@@ -79,6 +80,7 @@ class Scheduler:
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # oldest first
         self.num_preemptions = 0
+        self._served: dict[str, int] = {}  # tokens given to each tenant that has requests here
 
     @property
     def max_context(self) -> int:
@@ -99,6 +101,11 @@ class Scheduler:
         if len(self.waiting) >= self.max_waiting:
             raise CapacityError(f"{len(self.waiting)} requests are waiting, which is the limit. Try again later.")
         assert len(request.prompt_ids) + request.max_tokens <= self.max_context, "a request that can never fit"
+        present = {other.tenant for other in self.requests()}
+        if request.tenant not in present:
+            level = min((self._served.get(tenant, 0) for tenant in present), default=0)
+            self._served = {t: n for t, n in self._served.items() if t in present}  # of tenants that are here
+            self._served[request.tenant] = level
         self.waiting.append(request)
 
     def schedule(self) -> list[Chunk]:
@@ -123,6 +130,7 @@ class Scheduler:
                 index += 1
         if not has_preempted:
             self._admit(chunks, budget)
+        self._serve(chunks)
         assert chunks or not (self.running or self.waiting), "work is waiting and nothing was scheduled"
         return chunks
 
@@ -137,7 +145,7 @@ class Scheduler:
 
     def _admit(self, chunks: list[Chunk], budget: int) -> None:
         while self.waiting and budget > 0 and len(self.running) < self.max_running:
-            request = self.waiting[0]
+            request = self._next_waiting()
             # Log-probabilities of the prompt come from computing it, so nothing of it is taken from the cache.
             is_told = request.params.prompt_logprobs
             shared = [] if is_told else self.pool.find_prefix(request.token_ids, request.root)
@@ -152,9 +160,27 @@ class Scheduler:
             request.num_computed = start
             if request.num_preemptions == 0:
                 request.num_cached = start
-            self.running.append(self.waiting.popleft())
+            self.waiting.remove(request)
+            self.running.append(request)
             chunks.append(Chunk(request, start, num_tokens))
             budget -= num_tokens
+
+    def _next_waiting(self) -> Request:
+        """Return who is admitted next: the first request of the tenant that has been given the fewest tokens.
+
+        A preempted request goes before all others. A tenant that comes back after a pause starts level with the least
+        served of those who are here, so that silence saves nothing up.
+        """
+        first = self.waiting[0]
+        if first.num_preemptions or len({request.tenant for request in self.waiting}) == 1:
+            return first
+        return min(self.waiting, key=lambda request: self._served.get(request.tenant, 0))  # min keeps the order of ties
+
+    def _serve(self, chunks: Sequence[Chunk]) -> None:
+        """Count the tokens that each tenant was given in a step."""
+        for chunk in chunks:
+            tenant = chunk.request.tenant
+            self._served[tenant] = self._served.get(tenant, 0) + chunk.num_tokens
 
     def _num_blocks(self, num_tokens: int) -> int:
         return -(-num_tokens // self.pool.block_size)

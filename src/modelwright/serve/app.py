@@ -1,7 +1,7 @@
 """The application: every route, the checks at the front door, and the server that runs it.
 
 It listens on this machine only unless told otherwise, answers no other site's scripts, and reads no file on request.
-There are no keys yet: whoever can reach the address can ask.
+Without a key file whoever can reach the address can ask.
 """
 
 import contextlib
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from modelwright.base.errors import RequestError
 from modelwright.serve.errors import error_body, error_response, install_handlers
+from modelwright.serve.gate import Gate
+from modelwright.serve.keys import KeyRing
 from modelwright.serve.metrics import Metrics
 from modelwright.serve.openai_api import OpenAIRoutes
 from modelwright.serve.page import CONTENT_SECURITY_POLICY, PageRoutes
@@ -82,6 +84,8 @@ def create_app(
     OpenAIRoutes(served).install(app)
     PageRoutes(served, page).install(app)
     HealthRoutes(served).install(app)
+    if config.api_key_file is not None:
+        app.add_middleware(Gate, keys=KeyRing.load(config.api_key_file))  # type: ignore[arg-type]
     app.add_middleware(FrontDoor, metrics=served.metrics, allowed_hosts=config.allowed_hosts)  # type: ignore[arg-type]
     return app
 

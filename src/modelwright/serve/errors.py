@@ -49,7 +49,9 @@ def describe(error: Exception) -> tuple[int, dict[str, Any]]:
 def error_response(error: Exception) -> Response:
     """Return the HTTP answer to a failed request."""
     status, body = describe(error)
-    headers = {"retry-after": RETRY_AFTER_SECONDS} if status in (429, 503) else {}
+    headers = {"retry-after": str(getattr(error, "retry_after", RETRY_AFTER_SECONDS))} if status in (429, 503) else {}
+    if status == 401:
+        headers["www-authenticate"] = "Bearer"
     if isinstance(error, HTTPException) and error.headers:
         headers.update(error.headers)
     return JSONResponse(body, status_code=status, headers=headers)

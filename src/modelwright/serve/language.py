@@ -10,6 +10,7 @@ from modelwright.base.errors import ConfigError, ModelwrightError, RequestError
 from modelwright.base.types import Message, SamplingParams
 from modelwright.serve import fields
 from modelwright.serve.errors import EngineDownError
+from modelwright.serve.keys import current_key
 from modelwright.serve.served import Piece, Served, Token
 
 if TYPE_CHECKING:
@@ -68,8 +69,10 @@ async def generate(served: Served, prompt_ids: Sequence[int], params: SamplingPa
         EngineDownError: The engine stopped before the completion was whole.
     """
     assert served.engine is not None
+    key = current_key.get()
+    tags = {"tenant": key.config.name} if key is not None else None  # a prefix cache and a queue of its own
     try:
-        async with contextlib.aclosing(served.engine.stream_pieces(prompt_ids, params)) as pieces:
+        async with contextlib.aclosing(served.engine.stream_pieces(prompt_ids, params, tags)) as pieces:
             async for piece in pieces:
                 delta = piece.delta
                 tokens: tuple[Token, ...] = ()

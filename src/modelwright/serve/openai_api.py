@@ -17,6 +17,7 @@ from modelwright.base.types import Usage
 from modelwright.serve import documents, fields, language
 from modelwright.serve.body import read_json
 from modelwright.serve.events import DONE, ClientGoneError, EventStream, event, gather_streams, while_connected
+from modelwright.serve.keys import current_key
 from modelwright.serve.metrics import Timer
 from modelwright.serve.probabilities import Spelling, chat_logprobs, text_logprobs
 from modelwright.serve.replies import Reply, sum_usage, usage_object
@@ -30,7 +31,7 @@ NO_USAGE = Usage(0, 0)
 
 async def timed(served: Served, model: str, pieces: Pieces) -> Pieces:
     """Pass pieces on while counting and timing them."""
-    timer = Timer(served.metrics, model)
+    timer, key = Timer(served.metrics, model), current_key.get()
     gauge = served.metrics.running.labels(model)
     gauge.inc()
     served.pulse.start()
@@ -42,6 +43,8 @@ async def timed(served: Served, model: str, pieces: Pieces) -> Pieces:
                 yield piece
                 if piece.usage is not None:
                     served.metrics.count_usage(piece.usage)
+                    if key is not None:
+                        key.spend(piece.usage.prompt_tokens + piece.usage.completion_tokens)
                     timer.finish()
     except (asyncio.CancelledError, GeneratorExit):
         served.metrics.cut_off.inc()

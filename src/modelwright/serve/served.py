@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from modelwright.base.errors import CapacityError, ConfigError, RequestError
@@ -37,6 +38,7 @@ class ServeConfig:
     max_prompts: int = 128  # prompts in one completion request
     num_threads: int = 8  # answers from the documents worked on at once
     stall_seconds: float = 60.0  # without a token while requests run: not ready
+    api_key_file: Path | None = None  # who may ask; None: everybody who reaches the address
     allowed_hosts: tuple[str, ...] = ()  # names to be called by, beside localhost; empty off loopback: any
 
     def __post_init__(self) -> None:

@@ -3,16 +3,32 @@
 const GONE = "The server does not answer. It may have been stopped. Start it again, then ask once more.";
 const BROKEN = "The answer broke off before it was complete. Ask again.";
 
-async function request(path, options) {
-  let response;
+const KEY = "modelwright-api-key"; // kept until the tab is closed
+
+async function request(path, options = {}) {
+  let response = await send(path, options);
+  // A server with keys says so once; the key is asked for and the request sent again.
+  if (response.status === 401) {
+    const key = window.prompt("This server asks for an API key.");
+    if (key) {
+      sessionStorage.setItem(KEY, key.trim());
+      response = await send(path, options);
+    }
+  }
+  if (response.status === 401) sessionStorage.removeItem(KEY);
+  if (!response.ok) throw new Error(await reason(response));
+  return response;
+}
+
+async function send(path, options) {
+  const key = sessionStorage.getItem(KEY);
+  const headers = { ...options.headers, ...(key ? { authorization: `Bearer ${key}` } : {}) };
   try {
-    response = await fetch(path, options);
+    return await fetch(path, { ...options, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Error(GONE);
   }
-  if (!response.ok) throw new Error(await reason(response));
-  return response;
 }
 
 async function reason(response) {
