@@ -175,13 +175,30 @@ def test_every_dtype_is_near_and_of_the_expected_size(dtype: str, tmp_path: Path
     expected = {"f16": torch.float16, "bf16": torch.bfloat16}.get(dtype, torch.float32)
     assert {p.dtype for p in again.parameters()} == {expected}
     again = read_gguf(tmp_path / "x.gguf", dtype=torch.float32)
-    allowed = {"f32": 0, "f16": 2e-3, "bf16": 2e-2, "q8_0": 3e-2, "q4_0": 0.5, "q4_1": 0.5}[dtype]
+    allowed = {"f32": 0, "f16": 2e-3, "bf16": 2e-2, "q8_0": 3e-2, "q4_0": 0.5, "q4_1": 0.5}.get(dtype, 0.5)
     scale = output(model).abs().max()
     assert (output(again) - output(model)).abs().max() <= allowed * scale
     types = {t.name: t.type for t in GgufFile(tmp_path / "x.gguf").tensors.values()}
-    assert types["blk.0.attn_q.weight"] == dtype.upper()
+    written = "Q8_0" if dtype.endswith("_k") else dtype.upper()  # rows of 64 are no whole blocks of 256
+    assert types["blk.0.attn_q.weight"] == written
     assert types["blk.0.attn_norm.weight"] == "F32"
-    assert types["token_embd.weight"] == ("Q8_0" if dtype.startswith("q4") else dtype.upper())
+    assert types["token_embd.weight"] == ("Q8_0" if dtype.startswith("q4") else written)
+
+
+def test_a_model_of_whole_superblocks_is_written_in_k_formats(tmp_path: Path):
+    CASES["wide"] = {**CASES["llama"], "hidden_size": 256, "intermediate_size": 512, "head_dim": 64}
+    try:
+        model = build("wide")
+    finally:
+        del CASES["wide"]
+    errors = {}
+    for dtype in ("q4_0", "q4_k", "q5_k", "q6_k", "q8_0"):
+        write_gguf(model, None, tmp_path / "x.gguf", dtype)
+        errors[dtype] = float((output(read_gguf(tmp_path / "x.gguf")) - output(model)).norm() / output(model).norm())
+        types = {t.name: t.type for t in GgufFile(tmp_path / "x.gguf").tensors.values()}
+        assert types["blk.1.ffn_down.weight"] == dtype.upper()
+        assert types["output.weight"] == {"q4_0": "Q8_0", "q8_0": "Q8_0"}.get(dtype, "Q6_K")
+    assert errors["q4_0"] > errors["q4_k"] > errors["q5_k"] > errors["q6_k"] > errors["q8_0"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -201,7 +218,7 @@ def test_rows_that_are_no_whole_blocks_are_written_as_f16_and_named(tmp_path: Pa
         del CASES["odd"]
     types = {t.name: t.type for t in GgufFile(tmp_path / "x.gguf").tensors.values()}
     assert types["blk.0.ffn_down.weight"] == "F16" and types["blk.0.ffn_up.weight"] == "Q8_0"
-    assert "blk.0.ffn_down.weight (rows of 100) and 1 more: no whole blocks of Q8_0" in caplog.text
+    assert "blk.0.ffn_down.weight (rows of 100, F16) and 1 more: no whole blocks of Q8_0" in caplog.text
 
 
 def test_the_tokenizer_comes_along_padded_to_the_embedding(tokenizer: Tokenizer, tmp_path: Path):

@@ -14,7 +14,8 @@ def convert(
     out: Annotated[Path, typer.Argument(help="Folder to make; for GGUF, a file that ends with .gguf will do.")],
     to: Annotated[str, typer.Option(help="hf (a folder that transformers loads) or gguf.")],
     dtype: Annotated[
-        str | None, typer.Option(help="f32, f16 or bf16; for GGUF also q8_0, q4_0, q4_1. Else as the source has it.")
+        str | None,
+        typer.Option(help="f32, f16 or bf16; for GGUF also q8_0, q6_k, q5_k, q4_k, q4_0, q4_1. Else the source's."),
     ] = None,
     tokenizer: Annotated[
         Path | None, typer.Option(help="The tokenizer's folder or file; else the one in or beside the source.")

@@ -4,7 +4,7 @@ A file is read as if it were the published checkpoint: its settings become a ``c
 tensors, one at a time. Three families are stored in another layout and are turned back: the Llama family's queries and
 keys (rotary pairs side by side), Gemma's norms (with the 1 added) and GPT-2's matrices (transposed).
 
-Source: llama.cpp, convert_hf_to_gguf.py. Not done: mixtures of experts, files split into several, writing K formats.
+Source: llama.cpp, convert_hf_to_gguf.py. Not done: mixtures of experts, files split into several.
 """
 
 import functools
@@ -35,7 +35,11 @@ from modelwright.tokenizer.bpe import Tokenizer
 from modelwright.tokenizer.gguf_vocab import gguf_vocab
 
 # general.file_type by the type that most matrices have
-FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "BF16": 32}
+FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q4_K": 14, "Q5_K": 16, "Q6_K": 18, "BF16": 32}
+# Where rows are no whole blocks of a type, the next one is tried; F16 has blocks of one number.
+NEXT_TYPES = {"Q4_K": "Q8_0", "Q5_K": "Q8_0", "Q6_K": "Q8_0", "Q8_0": "F16", "Q4_0": "F16", "Q4_1": "F16"}
+# What the embedding and the output matrix, which lose most, get instead.
+FINER_TYPES = {"Q4_0": "Q8_0", "Q4_1": "Q8_0", "Q4_K": "Q6_K", "Q5_K": "Q6_K"}
 DTYPES = tuple(name.lower() for name in FILE_TYPES)
 
 logger = get_logger(__name__)
@@ -161,14 +165,14 @@ def write_gguf(
 ) -> None:
     """Write a model and its tokenizer as one GGUF file, atomically.
 
-    Vectors and position tables are float32. With 4-bit types, the embedding and the output matrix are Q8_0, as these
-    lose most. A matrix whose rows are no whole blocks is written as f16, which the log names.
+    Vectors and position tables are float32. With 4- and 5-bit types, the embedding and the output matrix are finer, as
+    these lose most. A matrix whose rows are no whole blocks gets the next type that fits, which the log names.
 
     Args:
         model: Of one of the families above.
         tokenizer: Its vocabulary; None writes none, and the ids of the config alone.
         path: The file to write.
-        dtype: Of the matrices: f32, f16, bf16, q8_0, q4_0 or q4_1.
+        dtype: Of the matrices: f32, f16, bf16, q8_0, q4_0, q4_1, q4_k, q5_k or q6_k.
         note: Where the model came from, kept in the file as ``modelwright.parents``.
 
     Raises:
@@ -232,11 +236,11 @@ def _new_tensors(name: str, model: nn.Module, values: Mapping[str, Any], type_na
         kind = _type_of(full, tuple(shape), type_name)
         make = functools.partial(lambda turned, kind, full: gguf_types.pack(turned(), kind, full), turned, kind, full)
         made.append(NewTensor(full, tuple(shape), kind, make))
-        if is_matrix and kind == "F16" != type_name:
-            odd.append(f"{full} (rows of {shape[-1]})")
+        if full not in KEPT_WIDE and is_matrix and kind not in (type_name, FINER_TYPES.get(type_name)):
+            odd.append(f"{full} (rows of {shape[-1]}, {kind})")
     if odd:
         more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
-        logger.warning("%s%s: no whole blocks of %s; written as f16", odd[0], more, type_name)
+        logger.warning("%s%s: no whole blocks of %s; written in another type", odd[0], more, type_name)
     return made
 
 
@@ -248,9 +252,11 @@ def _turned(name: str, path: str, leaf: str, tensor: Any, values: Mapping[str, A
 def _type_of(name: str, shape: tuple[int, ...], type_name: str) -> str:
     if len(shape) < 2 or name in KEPT_WIDE:
         return "F32"
-    if type_name.startswith("Q4") and name in ("token_embd.weight", "output.weight"):
-        type_name = "Q8_0"
-    return "F16" if shape[-1] % BLOCK_TYPES[TYPE_NUMBERS[type_name]].block_len else type_name
+    if name in ("token_embd.weight", "output.weight"):
+        type_name = FINER_TYPES.get(type_name, type_name)
+    while shape[-1] % BLOCK_TYPES[TYPE_NUMBERS[type_name]].block_len:
+        type_name = NEXT_TYPES[type_name]
+    return type_name
 
 
 def _vocabulary(tokenizer: Tokenizer | None, num_rows: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ that unpacking costs little beside the result. Scales are kept in half precision
 of the reference, so results are equal bit for bit.
 
 Source: ggml, ggml-quants.c (``dequantize_row_*`` and ``quantize_row_*_ref``).
-Not done: Q2_K, Q3_K, the IQ and TQ formats; writing of Q5 and K formats.
+Not done: Q2_K, Q3_K, the IQ and TQ formats; writing of Q5_0 and Q5_1.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,8 +18,9 @@ from torch import Tensor
 
 from modelwright.base.errors import CheckpointError
 from modelwright.base.gguf_file import BLOCK_TYPES, TYPE_NUMBERS, tensor_bytes
+from modelwright.models.gguf_superblocks import to_q4_k, to_q5_k, to_q6_k
 
-_PIECE_BLOCKS = 1 << 14  # unpacked at once
+_PIECE_NUMBERS = 1 << 20  # unpacked or packed at once
 PLAIN_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 _NIBBLES = np.array([0, 4], np.uint8).reshape(1, 1, 2, 1)
 
@@ -141,9 +142,10 @@ def unpack(data: np.ndarray, type_name: str, shape: Sequence[int], dtype: torch.
     result = torch.empty(len(blocks), entry.block_len, dtype=dtype or torch.float32)
     # Random bytes may hold a scale of infinity or NaN; the product is what the format says, without a warning.
     with np.errstate(invalid="ignore", over="ignore"):
-        for start in range(0, len(blocks), _PIECE_BLOCKS):
-            piece = _UNPACK[type_name](blocks[start : start + _PIECE_BLOCKS])
-            result[start : start + _PIECE_BLOCKS] = torch.from_numpy(piece)
+        at_once = _PIECE_NUMBERS // entry.block_len
+        for start in range(0, len(blocks), at_once):
+            piece = _UNPACK[type_name](blocks[start : start + at_once])
+            result[start : start + at_once] = torch.from_numpy(piece)
     return result.reshape(tuple(shape))
 
 
@@ -182,7 +184,14 @@ def _to_q4_1(blocks: np.ndarray) -> np.ndarray:
     return np.concatenate([_bytes_of(scale), _bytes_of(low), _pack_nibbles(numbers)], axis=1)
 
 
-_PACK: dict[str, Callable[[np.ndarray], np.ndarray]] = {"Q8_0": _to_q8_0, "Q4_0": _to_q4_0, "Q4_1": _to_q4_1}
+_PACK: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "Q8_0": _to_q8_0,
+    "Q4_0": _to_q4_0,
+    "Q4_1": _to_q4_1,
+    "Q4_K": to_q4_k,
+    "Q5_K": to_q5_k,
+    "Q6_K": to_q6_k,
+}
 WRITABLE = ("F32", "F16", "BF16", *_PACK)
 
 
@@ -205,13 +214,14 @@ def pack(tensor: Tensor, type_name: str, name: str = "tensor") -> np.ndarray:
     blocks = flat.reshape(-1, entry.block_len)
     result = np.empty((len(blocks), entry.block_bytes), np.uint8)
     assert result.nbytes == tensor_bytes(type_name, tensor.shape)
-    for start in range(0, len(blocks), _PIECE_BLOCKS):
-        piece = blocks[start : start + _PIECE_BLOCKS].float().numpy()
+    at_once = _PIECE_NUMBERS // entry.block_len
+    for start in range(0, len(blocks), at_once):
+        piece = blocks[start : start + at_once].float().numpy()
         furthest = np.abs(piece).max(initial=0)
         if not furthest < 65504:
             raise CheckpointError(
                 f"{name} holds {furthest:g}; the blocks of {type_name} have half-precision scales and cannot say it. "
                 "Mend the weights, or write it as f32."
             )
-        result[start : start + _PIECE_BLOCKS] = _PACK[type_name](piece)
+        result[start : start + at_once] = _PACK[type_name](piece)
     return result.reshape(-1)
