@@ -1,4 +1,4 @@
-"""Experts sorted and batched equal experts asked token by token; the losses are what the papers say; padding is inert."""
+"""Experts sorted and batched equal experts asked token by token; losses are those of the papers; padding is inert."""
 
 import math
 from dataclasses import replace
