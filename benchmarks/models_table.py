@@ -1,6 +1,7 @@
 """Write the table of docs/models.md from committed results: ``python benchmarks/models_table.py [--check]``."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -15,9 +16,9 @@ def shown(value):
 
 
 def source(text):
-    """Return a paper as a link where it is on arXiv."""
-    number = text.removeprefix("arXiv ")
-    return f"[{number}](https://arxiv.org/abs/{number})" if text.startswith("arXiv ") else text
+    """Return the papers with a link for each that is on arXiv."""
+    bare = text.removeprefix("arXiv ")
+    return re.sub(r"\b(\d{4}\.\d{5})\b", r"[\1](https://arxiv.org/abs/\1)", bare)
 
 
 def table(result):
