@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from modelwright.base.errors import RequestError
 from modelwright.base.types import SamplingParams
-from modelwright.engine.grammar import unpack_bits
+from modelwright.engine.grammar import GrammarCompiler, unpack_bits
 from modelwright.engine.llm import LLM
 from modelwright.models.llama import Llama
 from modelwright.tokenizer.bpe import Tokenizer
@@ -121,3 +121,27 @@ def test_bits_are_unpacked_lowest_first(bits: list[bool]):
     words = [sum(bit << i for i, bit in enumerate(bits[at : at + 32])) for at in range(0, len(bits), 32)]
     signed = torch.tensor([w - (1 << 32) if w >> 31 else w for w in words], dtype=torch.int32)
     assert unpack_bits(signed, len(bits)).tolist() == bits
+
+
+class Spaced:
+    """A tokenizer that puts a space before every text, as SentencePiece does, over another one."""
+
+    def __init__(self, inner: Tokenizer):
+        self.inner = inner
+        self.special_ids, self.vocab_size = inner.special_ids, inner.vocab_size
+        self.bos_id, self.token_bytes = inner.bos_id, inner.token_bytes
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return self.inner.encode(" " + text, add_special_tokens=add_special_tokens)
+
+
+def test_a_tokenizer_that_adds_a_space_spells_forced_text_exactly(tokenizer: Tokenizer):
+    compiler = GrammarCompiler(Spaced(tokenizer), tokenizer.vocab_size, tokenizer.stop_ids)  # type: ignore[arg-type]
+    grammar = compiler.start(SamplingParams(regex='\\{"name":"a caf\u00e9"\\}'))
+    assert grammar is not None
+    text = b""
+    while not grammar.is_complete:
+        token = max(grammar.allowed().nonzero().flatten().tolist(), key=lambda i: len(tokenizer.token_bytes(i)))
+        assert grammar.accept(token)
+        text += bytes(tokenizer.token_bytes(token))
+    assert text.decode() == '{"name":"a caf\u00e9"}'
