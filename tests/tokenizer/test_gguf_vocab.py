@@ -111,6 +111,15 @@ def test_every_pattern_compiles_and_loses_no_character(name: str, patterns: tupl
     assert "".join(piece for piece, _ in cuts.pre_tokenize_str(text)) == text
 
 
+def test_a_tokenizer_that_adds_what_gguf_cannot_say_is_written_whole(published: dict[str, Path], tmp_path: Path):
+    first = mw.load_tokenizer(published["llama3"])
+    assert first.added_ids() == ([0], [])
+    strange = Tokenizer(first._backend, roles={"eos_token": "<|eot_id|>"})  # what is added in front has no role
+    write_container(tmp_path / "x.gguf", gguf_vocab(strange), [])
+    again = mw.load_tokenizer(tmp_path / "x.gguf")
+    assert again.encode("a") == strange.encode("a") == first.encode("a")
+
+
 BYTES = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324))]
 GOOD = {
     "tokenizer.ggml.model": "gpt2",

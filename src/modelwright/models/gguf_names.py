@@ -19,6 +19,7 @@ from modelwright.base.errors import CheckpointError, ConfigError
 from modelwright.nn.rope import inverse_frequencies, scaling_from_hf
 
 ROPE_FREQS = "rope_freqs.weight"
+MAX_CONTEXT = 1 << 22
 _OWN_ROPE = "modelwright.rope_scaling"
 
 _BLOCK = "model.layers.*."
@@ -164,6 +165,7 @@ def read_config(name: str, metadata: Mapping[str, Any], shapes: Mapping[str, tup
             raise CheckpointError(f"{name}.{key} is missing in the metadata; the {name} family needs it.")
     if "token_embd.weight" not in shapes:
         raise CheckpointError("The tensor token_embd.weight is missing; this file has a vocabulary at most, no model.")
+    _check_counts(name, metadata, len(shapes))
     values["vocab_size"] = shapes["token_embd.weight"][0]
     model_type, architecture = PUBLISHED[name]
     if name == "llama" and values.get("sliding_window"):
@@ -182,6 +184,14 @@ def read_config(name: str, metadata: Mapping[str, Any], shapes: Mapping[str, tup
         values |= _read_gemma(name, metadata, values)
     scaling = _read_scaling(name, metadata)
     return values | ({"rope_scaling": scaling} if scaling else {})
+
+
+def _check_counts(name: str, metadata: Mapping[str, Any], num_tensors: int) -> None:
+    """Refuse counts from which layers and tables would be made without end."""
+    for key, most in (("block_count", num_tensors), ("context_length", MAX_CONTEXT)):
+        value = metadata.get(f"{name}.{key}", 1)
+        if not 1 <= value <= most:
+            raise CheckpointError(f"{name}.{key} is {value:,}; expected 1 to {most:,} in this file. Fetch it again.")
 
 
 def _plain(key: str, value: Any, is_float: bool) -> Any:

@@ -133,7 +133,7 @@ def _read_header(path: Path, head: bytes) -> _Header:
     is_shared = bool(head[36]) if is_versioned else sizes["vocab_size"] > 0
     sizes["vocab_size"] = abs(sizes["vocab_size"])
     for name, value in sizes.items():
-        if not 1 <= value <= 1 << 24:
+        if not 1 <= value <= (1 << 22 if name == "seq_len" else 1 << 24):
             raise CheckpointError(
                 f"{path} is no llama2.c checkpoint: its header gives {name} as {value}. Check the path."
             )

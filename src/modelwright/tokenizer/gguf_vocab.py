@@ -260,8 +260,11 @@ def gguf_vocab(tokenizer: Tokenizer) -> dict[str, Any]:
         values, is_said = _say_word_piece(tokenizer, file)
     else:
         values, is_said = _say_pieces(tokenizer, file)
-    added = [bool(ids) for ids in tokenizer.added_ids()]
-    values |= {"add_bos_token": added[0], "add_eos_token": added[1]} if kind != "WordPiece" else {}
+    added = tokenizer.added_ids()
+    usual = ("cls_token", "sep_token") if kind == "WordPiece" else ("bos_token", "eos_token")
+    expected = [[tokenizer.special_ids.get(tokenizer.roles.get(role, ""))] for role in usual]
+    is_said = is_said and all(not ids or ids == known for ids, known in zip(added, expected, strict=True))
+    values |= {"add_bos_token": bool(added[0]), "add_eos_token": bool(added[1])} if kind != "WordPiece" else {}
     for role, key in _ROLE_KEYS.items():
         index = tokenizer.special_ids.get(tokenizer.roles.get(role, ""))
         values |= {} if index is None else {key: index}
