@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 import typer
 
 from modelwright.base.progress import console
+from modelwright.engine.engine import EngineConfig
+from modelwright.engine.speculative import SpeculationConfig
 from modelwright.engine.stream import AsyncEngine
 from modelwright.models.hub import fetch
 from modelwright.rag.index import Index
@@ -23,13 +25,17 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
     embedder: Annotated[str | None, typer.Option(help="Sentence encoder, where the index's own has moved.")] = None,
+    speculate: Annotated[
+        bool, typer.Option(help="Guess tokens that repeat earlier text and check several at once; same answers.")
+    ] = False,
     api_key_file: Annotated[Path | None, typer.Option(help="Keys that may ask; make them with mw keys.")] = None,
 ) -> None:
     """Serve MODEL, an index, or both, with the OpenAI API under /v1 and the page at /."""
     check_port(host, port)
     mode: Literal["generated", "extractive"] = "generated" if generate else "extractive"
     config = ServeConfig(answer_mode=mode, api_key_file=api_key_file)
-    start(config, model, index, name=name, host=host, port=port, embedder=embedder)
+    settings = EngineConfig(speculation=SpeculationConfig() if speculate else None)
+    start(config, model, index, name=name, host=host, port=port, embedder=embedder, engine_config=settings)
 
 
 def start(
@@ -41,10 +47,11 @@ def start(
     host: str,
     port: int,
     embedder: str | None,
+    engine_config: EngineConfig | None = None,
 ) -> None:
     """Open what is to be served, say where, and serve it until interrupted."""
     opened = Index.open(index, embedder=embedder) if index is not None else None
-    engine = AsyncEngine(fetch(model)) if model is not None else None
+    engine = AsyncEngine(fetch(model), config=engine_config) if model is not None else None
     name = name or Path(model or index or "modelwright").name
     app = create_app(config, engine, engine.tokenizer if engine else None, name, opened, PAGE)
     shown = f"[{host}]" if ":" in host else host
