@@ -84,6 +84,12 @@ TEXT = SMALL | {"num_attention_heads": 4, "max_position_embeddings": 160, "eos_t
 PAIRS = {"text_config": TEXT, "vision_config": VISION}
 SCORED = {name: name for name in ("logits_per_image", "logits_per_text", "image_embeds", "text_embeds")}
 READ = {"last_hidden_state": "last_hidden_state", "pooled": "pooler_output"}
+SEES = {
+    "vision_config": VISION | {"model_type": "clip_vision_model", "image_size": 20},
+    "text_config": SMALL | HEADS | {"model_type": "llama"},
+    "image_token_index": 100,
+    "image_seq_length": 25,
+}
 SEEN = {"last_hidden_state": "last_hidden_state", "pooled": "pooler_output"}
 SEEING = ("outputs", "gradients", "export")
 WRITES = {"logits": "logits", "encoder_last_hidden_state": "encoder_last_hidden_state"}
@@ -461,6 +467,30 @@ CASES |= {
         source="arXiv 2303.15343",
         checks=SEEING,
     ),
+    "llava": Case(
+        "LlavaConfig",
+        SEES,
+        model="LlavaForConditionalGeneration",
+        inputs="image in text",
+        file="llava",
+        source="arXiv 2310.03744",
+        checks=("padding", "steps", *SEEING),
+    ),
+    "llava, siglip and qwen2": Case(
+        "LlavaConfig",
+        SEES
+        | {
+            "vision_config": VISION | {"model_type": "siglip_vision_model", "image_size": 20, "vision_use_head": False},
+            "text_config": SMALL | HEADS | {"model_type": "qwen2", "tie_word_embeddings": True},
+            "vision_feature_select_strategy": "full",
+            "vision_feature_layer": -1,
+        },
+        model="LlavaForConditionalGeneration",
+        inputs="image in text",
+        file="llava",
+        source="arXiv 2310.03744",
+        checks=("padding", "steps", *SEEING),
+    ),
 }  # of images and speech
 DEBERTA_V3 = {
     **{"relative_attention": True, "pos_att_type": "p2c|c2p", "position_buckets": 16, "share_att_key": True},
@@ -584,6 +614,11 @@ def make_inputs(case: Case, config: Any, seed: int = 1) -> dict[str, Tensor]:
     if case.inputs == "image and text":
         ids = random_ids(TEXT["vocab_size"] - 1, 2, LENGTH, generator)
         ids[0, 105], ids[1, 95] = TEXT["eos_token_id"], TEXT["eos_token_id"]
+        return {"input_ids": ids, "pixel_values": random_images(config, 2, generator)}
+    if case.inputs == "image in text":  # in different rows, at different places
+        ids = random_ids(config.image_token_id, 2, LENGTH, generator)
+        count = config.image_seq_length
+        ids[0, 42 : 42 + count] = ids[1, 44 : 44 + count] = config.image_token_id
         return {"input_ids": ids, "pixel_values": random_images(config, 2, generator)}
     if case.inputs == "image":
         return {"pixel_values": random_images(config, 2, generator)}
@@ -762,12 +797,14 @@ def writing_error(ours: Any, inputs: dict[str, Tensor]) -> float:
 def step_error(ours: Any, inputs: dict[str, Tensor]) -> float:
     """Compare pieces through a decode state, single tokens among them, with the whole sequence."""
     ids = inputs["input_ids"]
+    images = {name: x for name, x in inputs.items() if name == "pixel_values"}
     state = ours.new_state(batch_size=ids.shape[0])
     pieces = []
     for piece in ids.split([70, 1, 1, 30, *[1] * (LENGTH - 102)], dim=1):
-        pieces.append(ours(piece, positions=state.positions(piece.shape[1]), state=state).logits)
+        seen = {} if pieces else images  # all images stand in the first piece
+        pieces.append(ours(piece, **seen, positions=state.positions(piece.shape[1]), state=state).logits)
     assert state.length == ids.shape[1]
-    return float((torch.cat(pieces, dim=1) - ours(ids).logits).abs().max())
+    return float((torch.cat(pieces, dim=1) - ours(ids, **images).logits).abs().max())
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ FAMILIES = {
     "gemma3_text": "modelwright.models.gemma:ARCHITECTURES",
     "gpt2": "modelwright.models.gpt2:ARCHITECTURES",
     "llama": "modelwright.models.llama:ARCHITECTURES",
+    "llava": "modelwright.models.llava:ARCHITECTURES",
     "longformer": "modelwright.models.longformer:ARCHITECTURES",
     "mamba": "modelwright.models.mamba:ARCHITECTURES",
     "mamba2": "modelwright.models.mamba2:ARCHITECTURES",

@@ -9,7 +9,6 @@ Source: Raffel et al. 2019, arXiv 1910.10683; Shazeer 2020, arXiv 2002.05202 (ga
 arXiv 2205.05131 (UL2). Not here: dropout, umT5 (a table in every layer).
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
@@ -24,6 +23,7 @@ from modelwright.nn.decode_state import KVState
 from modelwright.nn.init import mark_residual_output
 from modelwright.nn.mlp import GatedMlp, Mlp
 from modelwright.nn.norm import RMSNorm
+from modelwright.nn.positions import RelativeBias
 
 GATED_ACTS = {"gelu": "gelu_new"}  # "gated-gelu" has always meant the tanh approximation
 
@@ -137,45 +137,6 @@ class T5Config:
         }
 
 
-def distance_bucket(distance: Tensor, num_buckets: int, max_distance: int, is_causal: bool) -> Tensor:
-    """Return the bucket of each distance (key position - query position), same shape.
-
-    Half of the buckets stand for one distance each, the rest for ranges that grow logarithmically up to
-    ``max_distance``. Looking both ways, keys after the query have the upper half of all buckets.
-
-    >>> distance_bucket(torch.tensor([-200, -3, 0, 3]), 32, 128, is_causal=False).tolist()
-    [15, 3, 0, 19]
-    """
-    bucket = torch.zeros_like(distance)
-    if is_causal:
-        distance = (-distance).clamp(min=0)
-    else:
-        num_buckets //= 2
-        bucket += (distance > 0) * num_buckets
-        distance = distance.abs()
-    num_exact = num_buckets // 2
-    ratio = torch.log(distance.clamp(min=1).float() / num_exact) / math.log(max_distance / num_exact)
-    far = (num_exact + (ratio * (num_buckets - num_exact)).long()).clamp(max=num_buckets - 1)
-    return bucket + torch.where(distance < num_exact, distance, far)
-
-
-class RelativeBias(nn.Module):
-    """A learned number per head for each bucket of distances, added to the scores."""
-
-    def __init__(self, config: T5Config, is_causal: bool):
-        super().__init__()
-        self.config, self.is_causal = config, is_causal
-        self.table = nn.Embedding(config.num_buckets, config.num_heads)
-
-    def forward(self, num_queries: int, num_keys: int) -> Tensor:
-        """Return the bias (1, N, T, S) of the last T of S positions."""
-        device = self.table.weight.device
-        keys = torch.arange(num_keys, device=device)
-        distance = keys - keys[num_keys - num_queries :, None]  # (T, S)
-        bucket = distance_bucket(distance, self.config.num_buckets, self.config.max_distance, self.is_causal)
-        return self.table(bucket).permute(2, 0, 1)[None]
-
-
 def _attention(config: T5Config, layer_index: int, is_cross: bool = False) -> Attention:
     c = config
     options = AttentionOptions(scale=1.0, context_size=c.hidden_size if is_cross else None)
@@ -214,7 +175,12 @@ class T5Stack(nn.Module):
 
     def __init__(self, config: T5Config, blocks: list[nn.Module], is_causal: bool):
         super().__init__()
-        self.bias = RelativeBias(config, is_causal)
+        self.bias = RelativeBias(
+            config.num_heads,
+            is_bidirectional=not is_causal,
+            num_buckets=config.num_buckets,
+            max_distance=config.max_distance,
+        )
         self.layers = nn.ModuleList(blocks)
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
 
@@ -223,7 +189,7 @@ def _stack_names(ours: str, mlp_index: int, config: T5Config) -> dict[str, str]:
     """Return the published names of a stack; the feed-forward is the last of a block's sub-layers."""
     layer, theirs = f"{ours}.layers.*", f"{ours}.block.*.layer"
     names = {
-        f"{ours}.bias.table": f"{ours}.block.0.layer.0.SelfAttention.relative_attention_bias",
+        f"{ours}.bias.embed": f"{ours}.block.0.layer.0.SelfAttention.relative_attention_bias",
         f"{ours}.norm": f"{ours}.final_layer_norm",
         f"{layer}.attention_norm": f"{theirs}.0.layer_norm",
         f"{layer}.mlp_norm": f"{theirs}.{mlp_index}.layer_norm",
@@ -334,7 +300,7 @@ class T5(T5Encoder):
         x = self.embed(decoder_input_ids)  # (B, T, D)
         length = x.shape[1]
         past = 0 if state is None else state.length
-        bias = self.decoder.bias(length, past + length)
+        bias = self.decoder.bias(length, past + length, offset=past)
         mask = None if decoder_attention_mask is None else padding_mask(decoder_attention_mask)
         for layer in self.decoder.layers:
             x = layer(x, encoded, mask, bias, state)
