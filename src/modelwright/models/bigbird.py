@@ -12,7 +12,7 @@ Source: Zaheer et al. 2020, arXiv 2007.14062. M blocks of C positions; R random 
 and global tokens beside the text (ETC).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple
@@ -99,50 +99,29 @@ def random_blocks(
 ) -> Any:
     """Return the random blocks of each head and each query block but the first and last, (N, M - 2, R).
 
-    The draws, their order included, are those of the published code, so that a seed gives the same blocks.
+    The draws, their order included, are those of the published code, so that a seed gives the same blocks. They come
+    from the first 2R + 5 blocks of a row, which has more, or from the first 1,024 positions at the paper's lengths.
     """
     rng = np.random.RandomState(seed)
     if num_blocks * block_size in EARLY_LENGTHS:
         all_blocks = max_seq_len // block_size
         heads = [_draw_early(all_blocks, block_size, num_random, rng) for _ in range(num_heads)]
         return np.stack(heads)[:, : num_blocks - 2]
-    # Where rows are long, the random blocks come from their beginning; else part of them from the rest.
-    plan = [(num_blocks, num_random)]
-    if 2 * num_random + 5 < num_blocks:
-        plan = [(2 * num_random + 5, num_random), (num_blocks, 0)]
-    elif num_random + 5 < num_blocks:
-        plan = [(num_random + 5, num_random // 2), (num_blocks, num_random - num_random // 2)]
-    bounds, counts = [0, *(end for end, _ in plan)], [count for _, count in plan]
     drawn = np.zeros((num_heads, num_blocks, num_random), dtype=np.int64)
-    for rows, part in _order_draws(bounds, counts):
-        first = sum(counts[:part])
-        for row in rows:
-            for head in range(num_heads):
-                chosen = _draw_row(row, bounds[part], bounds[part + 1], counts[part], rng)
-                drawn[head, row, first : first + counts[part]] = chosen
+    for row in range(1, num_blocks):  # the last row is drawn and not used
+        for head in range(num_heads):
+            drawn[head, row] = _draw_row(row, 2 * num_random + 5, num_random, rng)
     return drawn[:, 1:-1]
 
 
-def _order_draws(bounds: list[int], counts: list[int]) -> Iterator[tuple[range, int]]:
-    """Give the rows of blocks, and the part of the row that they draw from, in the published order."""
-    for part, count in enumerate(counts):
-        if part and count:
-            yield range(1, bounds[part]), part
-        for source in range(part):
-            if counts[source]:
-                yield range(bounds[part], bounds[part + 1]), source
-        if count:
-            yield range(max(bounds[part], 1), bounds[part + 1]), part
-
-
-def _draw_row(row: int, start: int, stop: int, count: int, rng: Any) -> list[int]:
-    """Draw blocks from [start, stop) that are no neighbours of the row and not at an end."""
+def _draw_row(row: int, stop: int, count: int, rng: Any) -> list[int]:
+    """Draw blocks before ``stop`` that are no neighbours of the row and not at an end."""
     taken = {row - 1, row, row + 1, 0, stop - 1}
     if row == 1:
         taken.add(stop - 2)
     if row == stop - 2:
         taken.add(1)
-    return [b for b in rng.permutation(np.arange(start, stop, dtype=np.int32)) if b not in taken][:count]
+    return [b for b in rng.permutation(np.arange(stop, dtype=np.int32)) if b not in taken][:count]
 
 
 def _draw_early(num_blocks: int, block_size: int, num_random: int, rng: Any) -> Any:
