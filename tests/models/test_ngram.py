@@ -222,6 +222,12 @@ def test_words_lists_and_numbers_are_the_same_text():
     assert numbers.log_prob([10, 20]) == numbers.log_prob("10 20")
 
 
+def test_a_string_holds_a_sentence_on_each_line():
+    joined, apart = NgramModel.train(["\n\n".join(NOVEL)], 3), NgramModel.train(NOVEL, 3)
+    assert joined.log_prob("the cat ran") == apart.log_prob("the cat ran")
+    assert apart.perplexity("\n".join(NOVEL)) == pytest.approx(apart.perplexity(*NOVEL))
+
+
 def test_rare_words_are_counted_as_unknown():
     model = NgramModel.train(["a a b", "a b c", "d"], 2, "laplace", min_count=2)
     assert model.vocabulary == ["<unk>", "</s>", "a", "b"]

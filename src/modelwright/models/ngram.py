@@ -4,7 +4,7 @@ The probability of a word depends on the ``order - 1`` words before it. `NgramMo
 (`ngram_counts`), shares out probability by one of six methods (`ngram_smoothing`), and keeps the result as a back-off
 model: P(w | h) is stored if h w was seen, else it is b(h) P(w | h') with h' the context without its oldest word.
 
-Over words, a text is one sentence: ``<s>`` opens it, ``</s>`` closes it and is predicted, a word never seen is
+Over words, ``<s>`` opens a sentence, ``</s>`` closes it and is predicted, and a word never seen is
 ``<unk>``, which is what KenLM and SRILM do; such a model is saved as ARPA (`arpa`) and read back. Over ids, the
 vocabulary is closed and nothing is added but a boundary in front.
 Source: Chen & Goodman 1999. Not done: pruning, class-based models.
@@ -84,7 +84,7 @@ class NgramModel:
         """Count the n-grams of ``texts``; none spans two texts.
 
         Args:
-            texts: Sentences. A string is split at white space; otherwise words or ids.
+            texts: A string holds a sentence on each line, split at white space; a list is one sentence's words or ids.
             order: Length of the longest n-gram.
             smoothing: laplace, add_k, katz, interpolated (Jelinek-Mercer), kneser_ney or modified_kneser_ney.
             vocab_size: None: the words are those of the texts. Given: texts are token ids below it.
@@ -101,9 +101,9 @@ class NgramModel:
         _check_settings(order, smoothing, vocab_size, bos_id, min_count, k)
         if isinstance(texts, str):
             raise DataError("texts is one string; expected a list of sentences. Use text.splitlines() or [text].")
-        vocabulary = None
+        vocabulary, num_texts = None, len(texts)
         if vocab_size is None:
-            words = [_words(text) for text in texts]
+            words = [sentence for text in texts for sentence in _sentences(text)]
             counts = Counter(chain.from_iterable(words))
             kept = [word for word, count in counts.items() if count >= min_count and word != UNK]
             vocabulary = [UNK, EOS, *kept]
@@ -111,7 +111,7 @@ class NgramModel:
         model = cls([], vocab_size, bos_id=bos_id, vocabulary=vocabulary)
         rows = [model._encode(text) for text in texts]
         if not any(len(row) > (vocabulary is not None) for row in rows):
-            raise DataError(f"{len(rows)} documents hold no tokens; an n-gram model needs text to count.")
+            raise DataError(f"{num_texts} documents hold no tokens; an n-gram model needs text to count.")
         tokens, places = model._flatten(rows)
         levels = count_ngrams(tokens, places, order, model._width, model._boundary)
         model.num_ngrams = tuple(int((level.raw > 0).sum()) for level in levels)
@@ -181,15 +181,20 @@ class NgramModel:
         """Natural log-probability of one whole sentence, from its beginning; divide by ln 10 for KenLM's score.
 
         Args:
-            tokens: The sentence, without boundary symbols.
+            tokens: The sentence, without boundary symbols; a string is split at white space.
             end: Over words, count the end of the sentence too. Over ids there is none.
         """
         found = self.log_probs(tokens)
         return float(found[:-1].sum() if self.vocabulary is not None and not end else found.sum())
 
     def perplexity(self, *texts: Text) -> float:
-        """Return exp of the mean negative log-probability a token, over all texts given; ends of sentences count."""
-        scores = self._score([self._encode(text) for text in texts])
+        """Return exp of the mean negative log-probability a token, over all texts given; ends of sentences count.
+
+        A string holds a sentence on each line, as in training.
+        """
+        is_of_words = self.vocabulary is not None
+        rows = [row for text in texts for row in (_sentences(text) if is_of_words else [text])]
+        scores = self._score([self._encode(row) for row in rows])
         if not len(scores):
             raise DataError(f"{len(texts)} texts hold no tokens; perplexity needs at least one.")
         return float(np.exp(-scores.mean()))
@@ -243,6 +248,13 @@ class NgramModel:
                 "Train it on words: leave out vocab_size."
             )
         return self.vocabulary
+
+
+def _sentences(text: Text) -> list[list[str]]:
+    """Return the sentences of a text: the lines of a string that are not blank, or the list as it is."""
+    if isinstance(text, str):
+        return [_words(line) for line in text.splitlines() if line.strip()]
+    return [_words(text)]
 
 
 def _words(text: Text) -> list[str]:
