@@ -161,7 +161,7 @@ def test_names_and_shapes_are_those_of_the_reference(name: str, tmp_path: Path):
     for tensor in gguf.GGUFReader(tmp_path / "x.gguf").tensors:
         bare = tensor.name.rpartition(".")[0]
         numbers = [part for part in bare.split(".") if part.isdigit()]
-        assert bare.replace(f".{numbers[0]}.", ".{bid}.") if numbers else bare in known
+        assert (bare.replace(f".{numbers[0]}.", ".{bid}.") if numbers else bare) in known
         assert tensor.tensor_type.name == (
             "F32" if len(tensor.shape) == 1 or "position" in bare or "types" in bare else "F16"
         )
