@@ -37,6 +37,9 @@ LONG_FUNCTIONS: dict[str, str] = {}
 WIDE_DATACLASSES = {"SamplingParams": "the settings of the OpenAI and vLLM interfaces, by their names"}
 # Typer declares a verb's options as the parameters of its function.
 WIDE_ROOMS = {"cli"}
+WIDE_FILES = {
+    "nn/kernels/flash_triton.py": "a Triton kernel takes pointers, sizes and compile-time constants one by one"
+}
 
 FILES = sorted(ROOT.rglob("*.py"))
 IDS = [str(f.relative_to(ROOT)) for f in FILES]
@@ -92,10 +95,13 @@ def test_ceilings(file: Path):
             assert length <= MAX_FUNCTION_LINES or name in LONG_FUNCTIONS, f"{name} has {length} lines"
             names = [a.arg for a in [*node.args.args, *node.args.kwonlyargs] if a.arg not in ("self", "cls")]
             count = len(names)
-            assert count <= MAX_PARAMETERS or room in WIDE_ROOMS, f"{name} has {count} parameters"
+            is_wide = room in WIDE_ROOMS or str(file.relative_to(ROOT)) in WIDE_FILES
+            assert count <= MAX_PARAMETERS or is_wide, f"{name} has {count} parameters"
         if isinstance(node, ast.ClassDef) and any("dataclass" in ast.unparse(d) for d in node.decorator_list):
             fields = sum(isinstance(item, ast.AnnAssign) for item in node.body)
-            assert fields <= MAX_FIELDS or node.name in WIDE_DATACLASSES, f"{file}: {node.name} has {fields} fields; nest a dataclass"
+            assert fields <= MAX_FIELDS or node.name in WIDE_DATACLASSES, (
+                f"{file}: {node.name} has {fields} fields; nest a dataclass"
+            )
 
 
 def module_name(file: Path) -> str:
