@@ -113,6 +113,29 @@ class Tokenizer:
             backend, roles=self.roles, chat_template=source, stop_ids=self.stop_ids, settings=self._settings
         )
 
+    def with_tokens(self, tokens: Sequence[str]) -> "Tokenizer":
+        """Return the same tokenizer with more tokens, found in ordinary text as they stand; their ids follow the last.
+
+        Raises:
+            ConfigError: The ids would leave a gap or take one that is used.
+        """
+        backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        backend.add_tokens([tokenizers.AddedToken(token, normalized=False) for token in tokens])
+        found = [backend.token_to_id(token) for token in tokens]
+        if found != list(range(self.vocab_size, self.vocab_size + len(tokens))):
+            raise ConfigError(f"The new tokens got the ids {found[:5]}; expected those from {self.vocab_size} on.")
+        return Tokenizer(
+            backend,
+            roles=self.roles,
+            chat_template=self.chat_template,
+            stop_ids=self.stop_ids,
+            settings=self._settings,
+        )
+
+    def token_id(self, token: str) -> int | None:
+        """Return the id of one token by its text in the vocabulary; None: there is no such token."""
+        return self._backend.token_to_id(token)
+
     # -- text to ids -----------------------------------------------------------------------------------------------
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
