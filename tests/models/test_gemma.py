@@ -1,4 +1,4 @@
-"""Gemma: which layers see what, how numbers are rounded, and adapters that keep the scale; equality is in test_parity."""
+"""Gemma: which layers see what, how numbers are rounded, adapters that keep the scale; equality is in test_parity."""
 
 import json
 from dataclasses import replace

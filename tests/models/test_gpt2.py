@@ -1,4 +1,4 @@
-"""GPT-2: names with and without prefix, matrices the other way round, positions that end; equality is in test_parity."""
+"""GPT-2: names with and without prefix, matrices stored transposed, positions that end; equality is in test_parity."""
 
 import json
 from dataclasses import replace

@@ -20,7 +20,7 @@ from modelwright.base.types import Delta, FinishReason, SamplingParams
 from modelwright.engine.grammar import FORMS, Grammar, GrammarCompiler
 from modelwright.engine.kv_cache import BlockPool
 from modelwright.engine.request import Piece, Request, make_request
-from modelwright.engine.runner import Runner
+from modelwright.engine.runner import Runner, refuse_unpaged
 from modelwright.engine.sampler import Draw, Drawn, sample
 from modelwright.engine.scheduler import Chunk, Scheduler
 from modelwright.engine.speculative import PROPOSERS, SpeculationConfig
@@ -368,6 +368,7 @@ def _prepare_model(model: str | Path | nn.Module, config: EngineConfig) -> Any:
             f"The model is a {type(model).__name__}, which does not write text; "
             "the engine runs causal language models such as LlamaForCausalLM."
         )
+    refuse_unpaged(model, model.cache_layout())
     return model.eval()
 
 
