@@ -90,4 +90,6 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed pyproject.toml
 	$(BIN)/pip install -qq -e '.[dev]'
+	@$(BIN)/pip install -qq kenlm \
+	|| echo "kenlm could not be built (it wants a C++ compiler); the tests beside it are skipped"
 	@touch $@

@@ -52,3 +52,21 @@ def test_generate_is_repeatable(toy: Toy):
 def test_inspect_model_prints_probabilities(toy: Toy):
     lines = run_example("inspect_model.py", toy.model, "The function").splitlines()
     assert len(lines) == 5 and all("%" in line for line in lines)
+
+
+def test_ngram_text_orders_the_smoothings_and_writes(tmp_path: Path):
+    line = "the {} sat on the {} and the {} looked at the {}"
+    words = ("cat", "dog", "bird", "cow", "mat", "sea")
+    text = [line.format(*(words[(i * k + k) % 6] for k in (1, 2, 3, 5))) for i in range(200)]
+    (tmp_path / "text.txt").write_text("\n".join(text))
+    shown = run_example("ngram_text.py", tmp_path / "text.txt").splitlines()
+    perplexity = {row.split()[0]: float(row.split()[1]) for row in shown[:4]}
+    assert perplexity["modified_kneser_ney"] < perplexity["laplace"]
+    assert len(shown) == 7 and shown[4].startswith("the ")
+
+
+def test_reverse_strings_learns_and_shows_its_attention():
+    lines = run_example("reverse_strings.py", 120).splitlines()
+    assert int(lines[0].split()[0]) >= 190
+    first = [float(number) for number in lines[2].split()[1:]]
+    assert lines[2].split()[0] == "d" and sum(first) > 0.95
