@@ -1,11 +1,15 @@
 """What holds for every encoder family and every head: folders, first weights, attention maps, backends, bad configs."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
 from modelwright.base.errors import ConfigError, RequestError
 from modelwright.models import bert, bigbird, deberta, longformer, modernbert, roberta
 from modelwright.models.encoder import token_mask
+from modelwright.models.sentence import SentenceEncoder, save_sentence_encoder
 from modelwright.models.weights import load_model, save_model
 from modelwright.nn.attention import record_attention, use_backend
 from modelwright.nn.init import init_weights
@@ -156,3 +160,17 @@ def test_a_row_of_nothing_but_padding_sees_all_of_it():
     seen = token_mask(torch.tensor([[1, 0], [0, 0]]))
     assert seen.tolist() == [[[[True, False]]], [[[True, True]]]]
     assert token_mask(None) is None
+
+
+def test_the_examples_of_the_page_run(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "encoders.md").read_text(encoding="utf-8")
+    config = bert.BertConfig(vocab_size=100, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4)
+    save_model(init_weights(bert.ARCHITECTURES["BertForMaskedLM"](config), 0), tmp_path / "bert")
+    encoder = init_weights(bert.Bert(config), 0)
+    save_sentence_encoder(SentenceEncoder(encoder), tmp_path / "sentences")
+    monkeypatch.chdir(tmp_path)
+    examples = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(examples) == 4
+    for example in examples:
+        exec(example, {})
+    assert (tmp_path / "bert_again" / "model.safetensors").is_file()
