@@ -29,8 +29,10 @@ TINY_SHAPE = ["--shape.hidden_size=32", "--shape.num_layers=1", "--shape.num_hea
 
 
 def tiny_arguments(recipe: Path, toy: Toy, out: Path) -> list[str]:
-    method = yaml.safe_load(recipe.read_text())["method"]
-    if method == "pretrain":
+    values = yaml.safe_load(recipe.read_text())
+    if "base" in values and values["method"] == "pretrain":
+        return [f"--data={toy.data}", f"--tokenizer={toy.model}", f"--base={toy.model}", f"--out={out}", *TINY]
+    if values["method"] == "pretrain":
         return [f"--data={toy.data}", f"--tokenizer={toy.tokenizer}", f"--out={out}", *TINY, *TINY_SHAPE]
     return [f"--data={toy.pairs}", f"--base={toy.model}", f"--out={out}", *TINY]
 

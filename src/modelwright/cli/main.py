@@ -66,6 +66,11 @@ VERBS = {
         "say what a model on disk is: parameters by part, dtypes, memory, cache at each context",
         "mw inspect runs/base",
     ),
+    "reshape": Verb(
+        "modelwright.cli.reshape:reshape",
+        "give a model fewer key/value heads, more layers or more tokens, and say what it cost",
+        "mw reshape runs/base runs/shared-heads --kv-heads 1 --data runs/data",
+    ),
     "quantize": Verb(
         "modelwright.cli.quantize:quantize",
         "make a model smaller, and say what it lost",

@@ -27,7 +27,7 @@ from modelwright.train.budget import (
 )
 from modelwright.train.finetune import MAX_EPOCHS, FinetuneConfig
 from modelwright.train.loop import LoopConfig
-from modelwright.train.pretrain import MICRO_BATCH_TOKENS, PretrainConfig
+from modelwright.train.pretrain import MICRO_BATCH_TOKENS, PretrainConfig, base_config
 
 
 def plan_run(config: PretrainConfig | FinetuneConfig) -> Plan:
@@ -43,7 +43,9 @@ def plan_pretrain(config: PretrainConfig) -> Plan:
     """Return the plan of a pre-training run."""
     tokenizer = load_tokenizer(config.tokenizer)
     rate = _matrix_rate(config.loop) if config.minutes is not None else 0.0
-    if config.shape is not None:
+    if config.base is not None:
+        model = base_config(config, tokenizer.vocab_size)
+    elif config.shape is not None:
         model = LlamaConfig(vocab_size=tokenizer.vocab_size, max_seq_len=config.max_seq_len, **to_dict(config.shape))
     else:
         assert config.minutes is not None

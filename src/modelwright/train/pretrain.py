@@ -1,4 +1,7 @@
-"""Pre-training: a decoder from random weights on the documents of a data set.
+"""Pre-training: a decoder on the documents of a data set, from random weights or from those of another model.
+
+Starting from another model's weights goes on training it, or up-trains one whose shape was changed (fewer key/value
+heads, more layers, more tokens).
 
 Shape, batch size and number of steps are derived from the time budget and the measured speed of this machine, unless
 the recipe gives them. What was derived is written to ``plan.json`` before the first step, so that a killed run goes
@@ -22,8 +25,8 @@ from modelwright.base.files import read_json, read_jsonl, write_json
 from modelwright.base.progress import Stopwatch, console, human_count
 from modelwright.data.load import RowLoader
 from modelwright.data.pack import stream_rows
-from modelwright.models.llama import Llama, LlamaConfig
-from modelwright.models.weights import save_model
+from modelwright.models.llama import ARCHITECTURE_OF, Llama, LlamaConfig
+from modelwright.models.weights import load_model, read_config, save_model
 from modelwright.nn.init import init_weights
 from modelwright.tokenizer.bpe import Tokenizer
 from modelwright.tokenizer.formats import load_tokenizer
@@ -58,11 +61,15 @@ class PretrainConfig:
     out: Path  # model folder to make
     minutes: float | None = None  # time budget from which shape and steps are derived; None: give shape and num_steps
     max_seq_len: int = 256  # tokens a row, and the context of the model
-    shape: ShapeConfig | None = None  # None: derived from the budget
+    shape: ShapeConfig | None = None  # None: that of base, or derived from the budget
+    base: Path | None = None  # model folder of the Llama family to start from; None: random weights
     loop: LoopConfig = field(default_factory=LoopConfig)
 
     def __post_init__(self) -> None:
-        if self.minutes is None and (self.shape is None or self.loop.num_steps is None):
+        if self.base is not None and self.shape is not None:
+            raise ConfigError("Both base and shape are given, but base has its own shape. Leave one of them out.")
+        has_shape = self.shape is not None or self.base is not None
+        if self.minutes is None and (not has_shape or self.loop.num_steps is None):
             raise ConfigError(
                 "The recipe gives no minutes, so it must give shape and loop.num_steps. Set minutes to derive them."
             )
@@ -90,14 +97,18 @@ def run_pretrain(config: PretrainConfig, hooks: Sequence[Hook] = ()) -> Pretrain
     documents = encode_documents(config.data / "train.jsonl", tokenizer)
     work = config.out.with_name(config.out.name + ".run")
     model_config, loop, rate = _resolve(config, tokenizer, documents, work, watch)
-    model = init_weights(Llama(model_config), loop.seed)
+    model = _first_model(config, model_config, loop.seed)
     loader = _make_loader(documents, config.max_seq_len, tokenizer.eos_id, loop)
     started, first = Stopwatch(), _FirstSteps()
     run = train(model, CausalLanguageModeling(), loader, loop, folder=work, hooks=[first, *hooks], name="pre-train")
     figures = _figures(model_config, loop, config.max_seq_len, rate, first.seconds_per_step(run), started.seconds)
-    with new_artifact(
-        config.out, "model", settings=to_dict(config), parents=[config.data, config.tokenizer], seed=loop.seed
-    ) as (folder, measured):
+    parents = [config.data, config.tokenizer]
+    if config.base is not None and (config.base / "manifest.json").is_file():
+        parents.append(config.base)
+    with new_artifact(config.out, "model", settings=to_dict(config), parents=parents, seed=loop.seed) as (
+        folder,
+        measured,
+    ):
         save_model(model, folder)
         tokenizer.save(folder)
         write_json(folder / "training.json", {"figures": figures, "losses": run.losses, "loop": to_dict(loop)})
@@ -155,6 +166,8 @@ def _resolve(
 
 
 def _shape(config: PretrainConfig, tokenizer: Tokenizer, num_tokens: int, rate: float) -> LlamaConfig:
+    if config.base is not None:
+        return base_config(config, tokenizer.vocab_size)
     if config.shape is None:
         assert config.minutes is not None
         found = derive_shape(tokenizer.vocab_size, config.max_seq_len, num_tokens, config.minutes * 60, rate)
@@ -163,6 +176,32 @@ def _shape(config: PretrainConfig, tokenizer: Tokenizer, num_tokens: int, rate: 
     return replace(
         found, eos_token_id=(tokenizer.eos_id,), pad_token_id=tokenizer.pad_id, bos_token_id=tokenizer.bos_id
     )
+
+
+def base_config(config: PretrainConfig, vocab_size: int) -> LlamaConfig:
+    """Return the config of the model that training starts from.
+
+    Raises:
+        ConfigError: It is of another family, or does not fit the tokenizer or the row length.
+    """
+    assert config.base is not None
+    values = read_config(config.base)
+    if values.get("model_type") not in ARCHITECTURE_OF:
+        raise ConfigError(f"base is a {values.get('model_type')!r}; known: {', '.join(ARCHITECTURE_OF)}.")
+    found = LlamaConfig.from_hf(values)
+    if vocab_size > found.vocab_size or config.max_seq_len > found.max_seq_len:
+        raise ConfigError(
+            f"base has {found.vocab_size} rows and reads {found.max_seq_len} tokens; the tokenizer has {vocab_size}, "
+            f"and max_seq_len is {config.max_seq_len}. Give the tokenizer that belongs to base, and shorter rows."
+        )
+    return found
+
+
+def _first_model(config: PretrainConfig, model_config: LlamaConfig, seed: int) -> Llama:
+    """Return the model that training starts from, in float32."""
+    if config.base is None:
+        return init_weights(Llama(model_config), seed)  # type: ignore[return-value]
+    return load_model(config.base, dtype=torch.float32)  # type: ignore[return-value]
 
 
 def _fit_steps(
@@ -190,7 +229,7 @@ def _fit_steps(
         grad_accum_steps=accumulate,
         num_steps=1_000_000,
     )
-    model = init_weights(Llama(model_config), loop.seed)
+    model = _first_model(config, model_config, loop.seed)
     run = Run(model, CausalLanguageModeling(), _make_loader(documents, row_len, separator_id, loop), loop)
     seconds = measure_step_seconds(run)
     num_steps = max(10, int((config.minutes * 60 - watch.seconds) / seconds))
