@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from modelwright.base.errors import CheckpointError, ConfigError, RequestError
-from modelwright.models.bert import Bert, BertConfig
+from modelwright.models.bert import ARCHITECTURES, Bert, BertConfig
 from modelwright.models.weights import load_model, save_model, to_published
 from modelwright.nn.init import init_weights
 
@@ -161,3 +161,24 @@ def test_refuses_more_tokens_than_it_has_positions():
 def test_config_goes_to_json_and_back():
     assert BertConfig.from_hf(SMALL.to_hf()) == SMALL
     assert replace(SMALL, num_layers=2) != SMALL
+
+
+def test_a_masked_language_model_file_of_the_first_release(tmp_path):
+    """It carries the pooler, next-sentence prediction, and the output matrix and bias under their second names."""
+    model = init_weights(ARCHITECTURES["BertForMaskedLM"](SMALL), 0)
+    save_model(model, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert "cls.predictions.decoder.weight" not in tensors and "bert.pooler.dense.weight" not in tensors
+    tensors["cls.predictions.decoder.weight"] = tensors["bert.embeddings.word_embeddings.weight"].clone()
+    tensors["cls.predictions.decoder.bias"] = tensors["cls.predictions.bias"].clone()
+    tensors["cls.seq_relationship.weight"], tensors["cls.seq_relationship.bias"] = torch.ones(2, 48), torch.ones(2)
+    tensors["bert.pooler.dense.weight"], tensors["bert.pooler.dense.bias"] = torch.ones(48, 48), torch.ones(48)
+    norm = "cls.predictions.transform.LayerNorm"
+    tensors[f"{norm}.gamma"], tensors[f"{norm}.beta"] = tensors.pop(f"{norm}.weight"), tensors.pop(f"{norm}.bias")
+    save_file(tensors, tmp_path / "model.safetensors")
+    ids = random_ids(2, 30)
+    assert torch.equal(load_model(tmp_path)(ids).logits, model(ids).logits)
+    tensors["cls.predictions.decoder.weight"] += 1  # it says that it is tied
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="the two tensors in the file differ"):
+        load_model(tmp_path)
