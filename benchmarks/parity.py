@@ -90,6 +90,10 @@ SEES = {
     "image_token_index": 100,
     "image_seq_length": 25,
 }
+HEARS = {"vocab_size": 101, "num_mel_bins": 20, "d_model": 48, "max_source_positions": 75, "max_target_positions": 100}
+HEARS |= {"encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_layers": 3}
+HEARS |= {"decoder_attention_heads": 3, "decoder_ffn_dim": 80, "pad_token_id": 0, "bos_token_id": 1}
+HEARS |= {"eos_token_id": 2, "decoder_start_token_id": 3}
 SEEN = {"last_hidden_state": "last_hidden_state", "pooled": "pooler_output"}
 SEEING = ("outputs", "gradients", "export")
 WRITES = {"logits": "logits", "encoder_last_hidden_state": "encoder_last_hidden_state"}
@@ -491,6 +495,16 @@ CASES |= {
         source="arXiv 2310.03744",
         checks=("padding", "steps", *SEEING),
     ),
+    "whisper": Case(
+        "WhisperConfig",
+        HEARS,
+        model="WhisperForConditionalGeneration",
+        outputs=WRITES,
+        inputs="speech",
+        file="whisper",
+        source="arXiv 2212.04356",
+        checks=WRITING,
+    ),
 }  # of images and speech
 DEBERTA_V3 = {
     **{"relative_attention": True, "pos_att_type": "p2c|c2p", "position_buckets": 16, "share_att_key": True},
@@ -519,7 +533,7 @@ CASES |= encoder_cases(
 CASES |= encoder_cases(
     "deberta",
     "DebertaV2Config",
-    DEBERTA | {"max_relative_positions": 40, "conv_kernel_size": 3, "embedding_size": 48},
+    DEBERTA | {"max_relative_positions": 40, "conv_kernel_size": 3, "conv_act": "gelu", "embedding_size": 48},
     "arXiv 2006.03654",
     name="deberta-v2, convolution, own projections",
     heads=("encoder", "MaskedLM"),
@@ -620,6 +634,12 @@ def make_inputs(case: Case, config: Any, seed: int = 1) -> dict[str, Tensor]:
         count = config.image_seq_length
         ids[0, 42 : 42 + count] = ids[1, 44 : 44 + count] = config.image_token_id
         return {"input_ids": ids, "pixel_values": random_images(config, 2, generator)}
+    if case.inputs == "speech":
+        frames = torch.randn(2, config.num_mel_bins, 2 * config.max_source_positions, generator=generator)
+        return {
+            "input_features": frames,
+            "decoder_input_ids": random_ids(config.vocab_size, 2, WRITTEN, generator),
+        }
     if case.inputs == "image":
         return {"pixel_values": random_images(config, 2, generator)}
     raise ValueError(f"no inputs of the kind {case.inputs!r}")
@@ -755,11 +775,13 @@ def _scalar(out: Tensor) -> Tensor:
 
 def padding_error(case: Case, ours: Any, theirs: Any, inputs: dict[str, Tensor], side: str) -> float:
     """Compare the outputs at tokens when rows of several lengths are padded on one side."""
-    ids = inputs["input_ids"]
-    mask = torch.ones_like(ids)
-    for row, missing in enumerate((40, 25)):
-        mask[row, slice(0, missing) if side == "left" else slice(ids.shape[1] - missing, None)] = 0
-    padded = inputs | {"attention_mask": mask}
+    padded = dict(inputs)
+    if "input_ids" in inputs:  # sound has none: it is filled up with silence
+        ids = inputs["input_ids"]
+        mask = torch.ones_like(ids)
+        for row, missing in enumerate((40, 25)):
+            mask[row, slice(0, missing) if side == "left" else slice(ids.shape[1] - missing, None)] = 0
+        padded["attention_mask"] = mask
     if case.inputs == "pair of texts":  # RoBERTa and its kin read off the ids what is padding
         padded["input_ids"] = ids.masked_fill(mask == 0, theirs.config.pad_token_id)
     if "decoder_input_ids" in inputs:  # what is read is padded, and what is written too

@@ -54,7 +54,8 @@ def test_a_folder_of_v3_pretraining_is_read(tmp_path):
         ({"pos_att_type": "c2p"}, "relative_attention is off"),
         ({"relative_attention": True, "pos_att_type": ["p2p"]}, "c2p and p2c are computed"),
         ({"norm_rel_ebd": "batch_norm"}, "norm_rel_ebd is 'batch_norm'"),
-        ({"conv_kernel_size": 3, "conv_act": "gelu"}, "conv_act is 'gelu'"),
+        ({"conv_kernel_size": 3, "conv_groups": 2}, "conv_groups is 2"),
+        ({"attention_head_size": 32}, "attention_head_size is 32; only 64"),
         ({"legacy": False, "tie_word_embeddings": False}, "own head is the embedding"),
     ],
 )

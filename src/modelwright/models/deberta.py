@@ -49,6 +49,7 @@ FIELDS = {
     "embedding_size": "embedding_size",
     "has_positions": "position_biased_input",
     "conv_size": "conv_kernel_size",
+    "conv_act": "conv_act",
     "has_legacy_head": "legacy",
     "pooler_act": "pooler_hidden_act",
 }
@@ -57,7 +58,7 @@ DISTANCE_FIELDS = {
     "num_buckets": "position_buckets",
     "is_shared": "share_att_key",
 }
-FIXED = {"conv_groups": 1, "conv_act": "tanh"}
+FIXED = {"conv_groups": 1}
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ class DebertaConfig:
     embedding_size: int | None = None  # None: the hidden size
     has_positions: bool = True  # absolute positions are added to the input as well
     conv_size: int = 0  # width of the convolution beside the first layer; 0: there is none
+    conv_act: str = "tanh"
     distance: DistanceConfig | None = None  # None: attention of content alone
     has_legacy_head: bool = True  # of a masked language model: BERT's head instead of DeBERTa's own
     pooler_act: str = "gelu"
@@ -100,8 +102,8 @@ class DebertaConfig:
 
     def __post_init__(self) -> None:
         check_sizes(self)
-        activation(self.act)
-        activation(self.pooler_act)
+        for act in (self.act, self.pooler_act, self.conv_act):
+            activation(act)
         if not (self.has_legacy_head or self.tie_embeddings):
             raise ConfigError("tie_word_embeddings is False and legacy is False; DeBERTa's own head is the embedding.")
 
@@ -136,6 +138,11 @@ class DebertaConfig:
         elif terms:
             raise ConfigError(f"pos_att_type is {terms} and relative_attention is off; set it, or drop pos_att_type.")
         hidden_size = read.get("hidden_size", cls.hidden_size)
+        head_dim = hidden_size // read.get("num_heads", cls.num_heads)
+        if values.get("attention_head_size", head_dim) != head_dim:
+            raise ConfigError(
+                f"attention_head_size is {values['attention_head_size']}; only {head_dim} is computed here."
+            )
         if values.get("pooler_hidden_size", hidden_size) != hidden_size:
             raise ConfigError(
                 f"pooler_hidden_size is {values['pooler_hidden_size']}; the pooler here is as wide as the stream, "
@@ -358,7 +365,7 @@ class Deberta(nn.Module):
             if index == 0 and self.conv is not None and self.conv_norm is not None:
                 side = self.conv(embedded)
                 side = side if is_token is None else side * is_token
-                x = self.conv_norm(x + torch.tanh(side))
+                x = self.conv_norm(x + activation(self.config.conv_act)(side))
                 x = x if is_token is None else x * is_token
         return EncoderOutput(x, None)
 
