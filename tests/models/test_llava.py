@@ -184,7 +184,7 @@ def learn_colours(is_blind: bool) -> float:
     model = init_weights(Llava(SMALL), seed=0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
 
-    def batch(size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(size: int, is_blind: bool) -> tuple[torch.Tensor, torch.Tensor]:
         colour = torch.randint(0, 3, (size,), generator=generator)
         pictures = 0.3 * torch.randn(size, 3, 16, 16, generator=generator)
         pictures[torch.arange(size), colour] += 1.0
@@ -192,12 +192,12 @@ def learn_colours(is_blind: bool) -> float:
 
     text = torch.tensor([[1, *PLACES, 5]])
     for _ in range(60):
-        pictures, answer = batch(16)
+        pictures, answer = batch(16, is_blind)
         loss = torch.nn.functional.cross_entropy(model(text.expand(16, -1), pictures).logits[:, -1], answer)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    pictures, answer = batch(60)
+    pictures, answer = batch(60, is_blind=False)
     with torch.no_grad():
         return float((model(text.expand(60, -1), pictures).logits[:, -1].argmax(-1) == answer).float().mean())
 

@@ -39,6 +39,7 @@ FAMILIES = {
     "vit": "modelwright.models.vit:ARCHITECTURES",
     "seq2seq": "modelwright.models.seq2seq:ARCHITECTURES",
     "series": "modelwright.models.series:ARCHITECTURES",
+    "whisper": "modelwright.models.whisper:ARCHITECTURES",
     "xlm-roberta": "modelwright.models.roberta:ARCHITECTURES",
 }
 
