@@ -692,6 +692,8 @@ def _difference(case: Case, first: Any, second: Any, is_ours: bool = True, keep:
             if gap.shape[:2] == tokens.shape:
                 gap = gap[tokens]
                 break
+        # max() passes a NaN over when it comes second, so one would look like perfect agreement.
+        assert torch.isfinite(gap).all(), f"{mine}: not a number in ours or theirs"
         worst = max(worst, float(gap.max()))
     return worst
 
@@ -716,6 +718,7 @@ def gradient_error(case: Case, ours: Any, theirs: Any, inputs: dict[str, Tensor]
         other = _made(packed[name])
         # A gradient that is nothing but rounding (a key's bias: softmax does not see it) has no relative error.
         size = float(gradient.norm())
+        assert torch.isfinite(gradient).all() and torch.isfinite(other).all(), f"gradient of {name}: not a number"
         if size > 1e-5:
             worst = max(worst, float((other - gradient).norm()) / size)
     return worst

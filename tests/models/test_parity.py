@@ -33,3 +33,10 @@ def test_a_wrong_model_is_told_apart(tmp_path):
     ours = parity.load_model(tmp_path)
     inputs = parity.make_inputs(case, theirs.config)
     assert (ours(**inputs).logits - theirs(**inputs).logits).abs().max() > 100 * parity.MAX_ERROR
+
+
+def test_what_is_not_a_number_is_no_agreement():
+    case = parity.CASES["llama"]
+    out = type("Out", (), {"logits": parity.torch.full((1, 2, 3), float("nan"))})()
+    with pytest.raises(AssertionError, match="not a number"):
+        parity._difference(case, out, out)

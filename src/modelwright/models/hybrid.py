@@ -17,13 +17,8 @@ from torch import Tensor, nn
 from modelwright.base.errors import ConfigError
 from modelwright.models.decoder import LayerCache
 from modelwright.models.mamba2 import inner_expand, step_limit_from_hf, step_limit_to_hf
-from modelwright.models.state_decoder import (
-    StateDecoder,
-    check_published,
-    check_sizes,
-    token_ids_from_hf,
-    token_ids_to_hf,
-)
+from modelwright.models.published import check_published, check_sizes, token_ids_from_hf, token_ids_to_hf
+from modelwright.models.state_decoder import StateDecoder
 from modelwright.nn.attention import Attention
 from modelwright.nn.init import mark_residual_output
 from modelwright.nn.mlp import GatedMlp

@@ -14,10 +14,6 @@ from torch import Tensor
 
 from modelwright.base.errors import RequestError
 from modelwright.models.decoder import CausalOutput, Decoder
-from modelwright.models.published import check_published as check_published
-from modelwright.models.published import check_sizes as check_sizes
-from modelwright.models.published import token_ids_from_hf as token_ids_from_hf
-from modelwright.models.published import token_ids_to_hf as token_ids_to_hf
 from modelwright.nn.attention import padding_mask
 from modelwright.nn.decode_state import KVState
 from modelwright.nn.past import Segments
