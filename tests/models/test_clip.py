@@ -1,13 +1,12 @@
 """CLIP: where a text's vector is taken, the scale, the loss, files of several ages. Parity is in test_parity.py."""
 
 import math
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.models.caption_world import END, train_on_captions
 
 from modelwright.base.errors import ConfigError, RequestError
 from modelwright.models.clip import Clip, ClipConfig, ClipText, ClipVision, contrastive_loss
@@ -15,9 +14,6 @@ from modelwright.models.towers import TextConfig, VisionConfig
 from modelwright.models.weights import load_model, save_model
 from modelwright.nn.attention import record_attention
 from modelwright.nn.init import init_weights
-
-sys.path.insert(0, str(Path(__file__).parent))
-from caption_world import END, train_on_captions
 
 SIZES = {"hidden_size": 24, "intermediate_size": 32, "num_layers": 2, "num_heads": 2}
 TEXT = TextConfig(vocab_size=30, max_seq_len=12, eos_token_id=END, **SIZES)

@@ -1,12 +1,11 @@
 """SigLIP: the pooling head, the last token, the loss, files. Parity is in test_parity.py."""
 
 import math
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from tests.models.caption_world import train_on_captions
 
 from modelwright.base.errors import ConfigError, RequestError
 from modelwright.models.siglip import Siglip, SiglipConfig, SiglipText, SiglipVision, sigmoid_loss
@@ -14,9 +13,6 @@ from modelwright.models.towers import TextConfig, VisionConfig
 from modelwright.models.weights import load_model, save_model
 from modelwright.nn.attention import record_attention
 from modelwright.nn.init import init_weights
-
-sys.path.insert(0, str(Path(__file__).parent))
-from caption_world import train_on_captions
 
 SIZES = {"hidden_size": 24, "intermediate_size": 32, "num_layers": 2, "num_heads": 2, "norm_eps": 1e-6}
 ACT = "gelu_pytorch_tanh"
