@@ -145,7 +145,7 @@ def test_balance_loss_is_one_when_even_and_E_when_collapsed():
     one[..., 2] = 1e4
     routing = Routing(one, one.softmax(-1), torch.ones(1, 8, 1), one.argmax(-1, keepdim=True))
     assert torch.allclose(load_balancing_loss(routing), torch.full((1,), 4.0))
-    assert load_variation(routing.loads) == math.sqrt(3)
+    assert load_variation(routing.loads) == pytest.approx(math.sqrt(3))
 
 
 def test_balance_loss_is_that_of_the_paper():
