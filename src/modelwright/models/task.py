@@ -68,7 +68,7 @@ def begin_head(
         module = copy.deepcopy(model.get_submodule(path)).to_empty(device="cpu")
         fresh = init_weights(module, seed + number).get_parameter(leaf).detach()
         found[name] = fresh.to(device=place, dtype=dtype)
-    dropped = [name for name in unexpected if not _is_of_encoder(model, name)]
+    dropped = sorted(name for name in unexpected if not _is_of_encoder(model, name))
     model.fresh_tensors = tuple(to_published(model, n) for n in missing)  # type: ignore[assignment]
     model.dropped_tensors = tuple(dropped)  # type: ignore[assignment]
     if missing or dropped:
