@@ -5,7 +5,8 @@ which a short up-training on the original kind of data brings back (5 % of the p
 ``recipes/pretrain/uptrain.yaml``.
 
 Source: Ainslie et al. 2023, "GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints",
-arXiv 2305.13245, section 2.1 and figure 4 (mean above first head above random).
+arXiv 2305.13245, section 2.1 and figure 4 (mean above first head above random; at toy size mean and first are equal,
+benchmarks/shared_heads.py).
 Not done: orthogonal alignment of the heads before pooling.
 """
 
@@ -31,7 +32,7 @@ def mean_of_heads(heads: Tensor) -> Tensor:
 
 
 def first_of_heads(heads: Tensor) -> Tensor:
-    """Keep the first head of each group: (K, G, H, ...) to (K, H, ...). The paper's weaker choice."""
+    """Keep the first head of each group: (K, G, H, ...) to (K, H, ...)."""
     return heads[:, 0]
 
 

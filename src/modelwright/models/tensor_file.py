@@ -255,8 +255,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor | Stacked]) -> None:
         DeviceError: The disk is full.
     """
     assert sys.byteorder == "little", "safetensors are little-endian"
-    # Wide dtypes first, as the reference writer does: then every tensor starts on a multiple of its item size.
-    ordered = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+    # Wide dtypes first, as the reference writer does: then every tensor starts on a multiple of its item size. Among
+    # these the model's own order: the first forward pass can then run behind the reading of a cold file.
+    ordered = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, tensor in ordered:
