@@ -1,22 +1,22 @@
 """The readable twin: byte-level BPE in plain Python, learning and encoding, equal to the fast path piece by piece.
 
 Nothing here is used in production; a test holds both to the same merges and the same ids. Ids are: the special
-tokens, the 256 bytes in the order of the byte-level alphabet, then one per merge. The most frequent pair is merged
-first; of equally frequent pairs the one with the lower left id, then the lower right id.
+tokens, the 256 bytes in the order of the byte-level alphabet, then one per merge. Which pair is merged next, and what
+decides ties, stands in `merges`.
 
-Source: Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword Units", algorithm 1.
-Not done: speed. Learning recounts every pair after each merge.
+Source: Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword Units"; Radford et al. 2019
+(byte level).
 """
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from modelwright.tokenizer.byte_level import BYTE_TO_CHAR, unspell
+from tokenizers.pre_tokenizers import PreTokenizer
+
+from modelwright.tokenizer.byte_level import BYTE_TO_CHAR, CHAR_TO_BYTE, unspell
+from modelwright.tokenizer.merges import Pair, count_words, learn_merges, merge_pair
 from modelwright.tokenizer.special import SPECIAL_TOKENS
 from modelwright.tokenizer.train import word_splitter
-
-Pair = tuple[int, int]
 
 
 def split_words(text: str) -> list[bytes]:
@@ -26,24 +26,6 @@ def split_words(text: str) -> list[bytes]:
     [b'I', b"'m", b' ', b'12', b'34']
     """
     return [unspell(piece) for piece, _ in word_splitter().pre_tokenize_str(text)]
-
-
-def merge_pair(word: list[int], pair: Pair, merged: int) -> list[int]:
-    """Replace each occurrence of ``pair``, from the left, by ``merged``.
-
-    >>> merge_pair([1, 2, 1, 2, 1], (1, 2), 9)
-    [9, 9, 1]
-    """
-    result = []
-    position = 0
-    while position < len(word):
-        if tuple(word[position : position + 2]) == pair:
-            result.append(merged)
-            position += 2
-        else:
-            result.append(word[position])
-            position += 1
-    return result
 
 
 @dataclass(frozen=True)
@@ -73,29 +55,28 @@ class PlainBPE:
         return b"".join(self.pieces[i] for i in ids).decode("utf-8", errors="replace")
 
 
-def train_plain(texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str] = SPECIAL_TOKENS) -> PlainBPE:
-    """Learn merges from texts that spell out no special token."""
+def train_plain(
+    texts: Iterable[str],
+    vocab_size: int,
+    special_tokens: Sequence[str] = SPECIAL_TOKENS,
+    *,
+    min_frequency: int = 0,
+    splitter: PreTokenizer | None = None,
+) -> PlainBPE:
+    """Learn merges from texts that spell out no special token.
+
+    Args:
+        texts: Documents; read once.
+        vocab_size: Pieces in all, special tokens and the 256 bytes included.
+        special_tokens: The first ids.
+        min_frequency: Pairs that occur less often are not merged.
+        splitter: Cuts text into words spelled in the byte-level alphabet; else `word_splitter`.
+    """
+    cut = (splitter or word_splitter()).pre_tokenize_str
+    counts = count_words(texts, lambda text: [word for word, _ in cut(text)])
+    alphabet = sorted(CHAR_TO_BYTE)
+    learned = learn_merges(counts, [*special_tokens, *alphabet], vocab_size, min_frequency=min_frequency)
+    first = len(special_tokens)
     pieces = [token.encode("utf-8") for token in special_tokens]
-    byte_ids = [0] * 256
-    for byte in sorted(range(256), key=lambda b: BYTE_TO_CHAR[b]):
-        byte_ids[byte] = len(pieces)
-        pieces.append(bytes([byte]))
-    known = {piece: index for index, piece in enumerate(pieces)}
-    counts = Counter(data for text in texts for data in split_words(text))
-    words = [([byte_ids[byte] for byte in data], count) for data, count in counts.items()]
-    merges: dict[Pair, int] = {}
-    while len(pieces) < vocab_size:
-        pairs: Counter[Pair] = Counter()
-        for word, count in words:
-            for pair in zip(word, word[1:], strict=False):
-                pairs[pair] += count
-        if not pairs:
-            break
-        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
-        joined = pieces[best[0]] + pieces[best[1]]
-        if joined not in known:  # two ways of joining the same bytes share one id
-            known[joined] = len(pieces)
-            pieces.append(joined)
-        merges[best] = known[joined]
-        words = [(merge_pair(word, best, known[joined]), count) for word, count in words]
-    return PlainBPE(pieces, merges, byte_ids)
+    pieces += [bytes(CHAR_TO_BYTE[char] for char in piece) for piece in learned.pieces[first:]]
+    return PlainBPE(pieces, learned.merges, [first + alphabet.index(BYTE_TO_CHAR[byte]) for byte in range(256)])
