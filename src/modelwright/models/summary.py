@@ -47,6 +47,10 @@ WORDS = {
     "mixer": "recurrent",
     "time_mix": "recurrent",
     "conv": "convolution",
+    "conv1": "convolution",
+    "conv2": "convolution",
+    "image_projection": "head",
+    "text_projection": "head",
     "hidden_layer": "mlp",
     "output": "head",
 }
