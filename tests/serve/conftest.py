@@ -14,12 +14,13 @@ import pytest
 import torch
 import uvicorn
 
-from modelwright.base.types import Document
+from modelwright.base.types import Document, Message, ToolCall
 from modelwright.engine.engine import EngineConfig
 from modelwright.engine.stream import AsyncEngine
 from modelwright.models.llama import Llama, LlamaConfig
 from modelwright.rag.index import Index, IndexConfig
 from modelwright.serve.app import ServeConfig, create_app
+from modelwright.tokenizer.tool_text import SECTION
 from modelwright.tokenizer.train import train_bpe
 
 DOCUMENTS = [
@@ -147,3 +148,59 @@ def start() -> Any:
 @pytest.fixture
 def build_engine() -> Any:
     return make_engine
+
+
+WEATHER = {
+    "name": "weather",
+    "description": "Tell the weather of a city.",
+    "parameters": {
+        "type": "object",
+        "properties": {"city": {"type": "string"}},
+        "required": ["city"],
+        "additionalProperties": False,
+    },
+}
+ASKED = Message("user", "Rain in Ulm and Bonn?")
+CALLS = tuple(ToolCall(f"call_{i}", "weather", json.dumps({"city": c})) for i, c in enumerate(["Ulm", "Bonn"]))
+TALK = [
+    ASKED,
+    Message("assistant", "I look.", CALLS),
+    Message("tool", "wet", (), "call_0", "weather"),
+    Message("tool", "dry", (), "call_1", "weather"),
+    Message("assistant", "In Ulm only."),
+]
+
+
+@pytest.fixture(scope="session")
+def caller() -> Iterator[Running]:
+    """A server of a small model that has learned one conversation with a tool by heart."""
+    tokenizer = train_bpe([SECTION, json.dumps(WEATHER), *(turn.content for turn in TALK)] * 2, 560)
+    torch.manual_seed(0)
+    shape = LlamaConfig(
+        vocab_size=tokenizer.vocab_size, hidden_size=64, intermediate_size=128, num_layers=2, num_heads=4,
+        num_kv_heads=2, max_seq_len=1024,
+    )  # fmt: skip
+    model = Llama(shape)
+    rows = tokenizer.chat_tokens(TALK, tools=[{"type": "function", "function": WEATHER}])
+    ids, is_learned = torch.tensor([rows.ids]), torch.tensor(rows.assistant_mask)[1:]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(150):
+        logits = model(ids[:, :-1]).logits[0]
+        loss = torch.nn.functional.cross_entropy(logits[is_learned].float(), ids[0, 1:][is_learned])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if loss < 0.005:
+            break
+    assert loss < 0.05
+    with AsyncEngine(
+        model, tokenizer=tokenizer, config=EngineConfig(dtype="float32", device="cpu", num_blocks=400)
+    ) as engine:
+        app = create_app(ServeConfig(max_body_bytes=200_000), engine, tokenizer, "caller", None, None)
+        with running(app, engine) as started:
+            yield started
+
+
+@pytest.fixture(scope="session")
+def weather() -> dict[str, Any]:
+    return WEATHER

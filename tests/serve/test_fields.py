@@ -9,8 +9,9 @@ from openai.resources.chat.completions import Completions as ChatCompletions
 from openai.resources.completions import Completions
 
 from modelwright.base.errors import RequestError
-from modelwright.serve import fields
+from modelwright.serve import conversation, fields, tools
 
+TOOLS = {"tools", "tool_choice", "parallel_tool_calls"}
 NOT_FIELDS = {"self", "extra_headers", "extra_query", "extra_body", "timeout"}
 
 
@@ -24,7 +25,7 @@ def test_no_field_of_the_official_client_is_unheard_of(method, implemented):
 def test_the_classes_of_fields_do_not_overlap():
     for implemented in (fields.CHAT, fields.COMPLETIONS):
         # The documents, which quote and draw nothing, take the settings of drawing with neutral values only.
-        only_here = implemented - fields.DRAWING - {"echo", "top_logprobs", "response_format"}
+        only_here = implemented - fields.DRAWING - {"echo", "top_logprobs", "response_format"} - TOOLS
         assert not only_here & (set(fields.HARMLESS) | set(fields.NEUTRAL))
     assert not set(fields.HARMLESS) & set(fields.NEUTRAL)
 
@@ -43,7 +44,8 @@ def test_any_values_are_read_or_refused(body):
         lambda: fields.check_names(body, fields.CHAT),
         lambda: fields.sampling(body, fields.max_tokens(body) or 1),
         lambda: fields.streaming(body),
-        lambda: fields.messages(body),
+        lambda: conversation.messages(body),
+        lambda: tools.read_plan(body),
         lambda: fields.prompts(body, 4),
     ]
     for read in readers:

@@ -25,11 +25,23 @@ class Document:
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """A function that an assistant wants to have called."""
+
+    id: str  # what the tool's answer names
+    name: str
+    arguments: str  # a JSON object, as text
+
+
+@dataclass(frozen=True)
 class Message:
     """One turn of a conversation."""
 
     role: str  # "system", "user", "assistant" or "tool"
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()  # of an assistant's turn
+    tool_call_id: str | None = None  # of a tool's turn: the call that it answers
+    name: str | None = None  # of a tool's turn: the function
 
 
 @dataclass(frozen=True)

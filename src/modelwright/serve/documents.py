@@ -15,7 +15,7 @@ from modelwright.base.errors import RequestError
 from modelwright.base.types import ChatModel, Completion, Delta, Message, SamplingParams, Usage
 from modelwright.rag.answer import Answer, stream_answer
 from modelwright.rag.index import MAX_QUERY_CHARS
-from modelwright.serve import fields
+from modelwright.serve import conversation, fields
 from modelwright.serve.served import Piece, Served
 
 CUTTING = ("max_tokens", "max_completion_tokens", "stop", "ignore_eos")
@@ -35,7 +35,7 @@ async def answer_pieces(served: Served, body: Mapping[str, Any]) -> AsyncGenerat
 
 
 def _question(body: Mapping[str, Any]) -> str:
-    turns = fields.messages(body)
+    turns = conversation.messages(body)
     question = next((turn.content.strip() for turn in reversed(turns) if turn.role == "user"), "")
     if not question:
         raise RequestError("There is no question: no message of the user has text.", param="messages", code="empty")

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from modelwright.base.errors import RequestError
-from modelwright.base.types import Message, SamplingParams
+from modelwright.base.types import SamplingParams
 
 MAX_STOPS = 16
-MAX_MESSAGES = 4096
 SEED_LIMIT = 2**63
 
 SAMPLING = frozenset({"temperature", "top_p", "top_k", "max_tokens", "seed", "stop", "ignore_eos"})
@@ -30,7 +29,7 @@ NUMBERS = {  # more of `SamplingParams`, by the same names, with what asks for n
     "presence_penalty": 0.0,
 }
 DRAWING = frozenset({*NUMBERS, "logit_bias", "bad_words", "min_tokens", "n", "logprobs", "structured_outputs"})
-CHAT = DOCUMENTS | DRAWING | {"top_logprobs", "response_format"}
+CHAT = DOCUMENTS | DRAWING | {"top_logprobs", "response_format", "tools", "tool_choice", "parallel_tool_calls"}
 COMPLETIONS = SAMPLING | STREAMING | DRAWING | {"prompt", "echo"}
 MAX_CHAT_LOGPROBS, MAX_TEXT_LOGPROBS = 20, 20
 MAX_BIASES = 4096
@@ -72,16 +71,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "store": (False,),
     "service_tier": ("auto", "default"),
 }
-# Message fields that a client sends back from an earlier answer, ours included; they carry no new words.
-MESSAGE_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "refusal": (),
-    "audio": (),
-    "function_call": (),
-    "tool_calls": ([],),
-    "annotations": ([],),
-}
-MESSAGE_HARMLESS = frozenset({"name", "citations", "mode", "is_supported", "question"})
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
 @dataclass(frozen=True)
@@ -115,12 +104,13 @@ def check_names(body: Mapping[str, Any], implemented: frozenset[str]) -> None:
             if not isinstance(value, HARMLESS[name]):
                 refuse(name, value, {str: "a text", dict: "an object", bool: "true or false"}[HARMLESS[name]])
         elif name in NEUTRAL:
-            _check_neutral(name, value, NEUTRAL[name], name)
+            check_neutral(name, value, NEUTRAL[name], name)
         else:
             raise RequestError(f"Unrecognized field: {name}.", param=name, code="unknown_parameter")
 
 
-def _check_neutral(name: str, value: Any, neutral: tuple[Any, ...], param: str) -> None:
+def check_neutral(name: str, value: Any, neutral: tuple[Any, ...], param: str) -> None:
+    """Refuse a value that asks for something."""
     if value is None or any(value == n and isinstance(value, bool) == isinstance(n, bool) for n in neutral):
         return
     what = f"{name} is not supported by this server."
@@ -305,50 +295,6 @@ def streaming(body: Mapping[str, Any]) -> Streaming:
                 f"Unrecognized field: stream_options.{name}.", param=f"stream_options.{name}", code="unknown_parameter"
             )
     return Streaming(True, flag(options, "include_usage"))
-
-
-def messages(body: Mapping[str, Any]) -> list[Message]:
-    """Return the conversation of a chat request."""
-    turns = body.get("messages")
-    if not isinstance(turns, list) or not 1 <= len(turns) <= MAX_MESSAGES:
-        refuse("messages", turns, f"a list of 1 to {MAX_MESSAGES} messages")
-    return [_message(turn, f"messages[{i}]") for i, turn in enumerate(turns)]
-
-
-def _message(turn: Any, where: str) -> Message:
-    if not isinstance(turn, dict):
-        refuse(where, turn, "an object with role and content")
-    role = turn.get("role")
-    if not isinstance(role, str) or role not in ROLES:
-        is_tool = role in ("tool", "function")
-        refuse(
-            f"{where}.role",
-            role,
-            "system, developer, user or assistant" + ("; tools are not supported" if is_tool else ""),
-            "unsupported_parameter" if is_tool else "invalid_value",
-        )
-    for name, value in turn.items():
-        if name in MESSAGE_NEUTRAL:
-            _check_neutral(f"{where}.{name}", value, MESSAGE_NEUTRAL[name], f"{where}.{name}")
-        elif name not in MESSAGE_HARMLESS and name not in ("role", "content"):
-            raise RequestError(
-                f"Unrecognized field: {where}.{name}.", param=f"{where}.{name}", code="unknown_parameter"
-            )
-    return Message(ROLES[role], _content(turn.get("content"), f"{where}.content"))
-
-
-def _content(content: Any, where: str) -> str:
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        refuse(where, content, 'a text, or a list of {"type": "text", "text": ...} parts')
-    texts = []
-    for i, part in enumerate(content):
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            kind = part.get("type") if isinstance(part, dict) else part
-            refuse(f"{where}[{i}]", kind, "a part of type text; this model reads text only", "unsupported_parameter")
-        texts.append(part["text"])
-    return "".join(texts)
 
 
 def prompts(body: Mapping[str, Any], most: int) -> list[str | list[int]]:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from modelwright.base.errors import ConfigError, ModelwrightError, RequestError
 from modelwright.base.types import Message, SamplingParams
-from modelwright.serve import fields
+from modelwright.serve import conversation, fields, tools
 from modelwright.serve.errors import EngineDownError
 from modelwright.serve.keys import current_key
 from modelwright.serve.served import Piece, Served, Token
+from modelwright.serve.tool_calls import CallForm, form_of
 
 if TYPE_CHECKING:
     from modelwright.engine.request import Piece as EnginePiece
@@ -25,7 +26,7 @@ async def encode(served: Served, text: str) -> list[int]:
     return await asyncio.to_thread(served.tokenizer.encode, text)
 
 
-async def chat_ids(served: Served, messages: Sequence[Message]) -> list[int]:
+async def chat_ids(served: Served, messages: Sequence[Message], offered: Sequence[Mapping[str, Any]] = ()) -> list[int]:
     """Return the ids of a conversation that waits for the assistant's answer.
 
     Raises:
@@ -33,7 +34,9 @@ async def chat_ids(served: Served, messages: Sequence[Message]) -> list[int]:
     """
     assert served.tokenizer is not None
     try:
-        return await asyncio.to_thread(served.tokenizer.apply_chat_template, messages, add_generation_prompt=True)
+        return await asyncio.to_thread(
+            served.tokenizer.apply_chat_template, messages, add_generation_prompt=True, tools=offered
+        )
     except ConfigError as error:
         raise RequestError(str(error), param="messages", code="invalid_value") from error
 
@@ -62,8 +65,13 @@ def room(served: Served, num_prompt: int, asked: int | None, default: int | None
     return wanted
 
 
-async def generate(served: Served, prompt_ids: Sequence[int], params: SamplingParams) -> AsyncGenerator[Piece, None]:
+async def generate(
+    served: Served, prompt_ids: Sequence[int], params: SamplingParams, shown: Mapping[int, str] | None = None
+) -> AsyncGenerator[Piece, None]:
     """Yield the pieces of one completion; closing the generator ends the request and frees its blocks.
+
+    Args:
+        shown: Special tokens that are written out, which otherwise have no text.
 
     Raises:
         EngineDownError: The engine stopped before the completion was whole.
@@ -78,8 +86,12 @@ async def generate(served: Served, prompt_ids: Sequence[int], params: SamplingPa
                 tokens: tuple[Token, ...] = ()
                 if params.logprobs is not None:
                     tokens = _tokens(prompt_ids, piece)
-                if delta.text or tokens or delta.finish_reason is not None:
-                    yield Piece(delta.text, delta.finish_reason, delta.usage, tokens=tokens)
+                text = delta.text
+                for at, token in enumerate(delta.token_ids if shown else ()):
+                    if shown and token in shown:
+                        text = text + shown[token] if at else shown[token] + text
+                if delta.text or delta.token_ids or delta.finish_reason is not None:
+                    yield Piece(text, delta.finish_reason, delta.usage, tokens=tokens, token_ids=delta.token_ids)
     except ModelwrightError as error:
         if served.engine.is_healthy:
             raise
@@ -93,14 +105,27 @@ def _tokens(prompt_ids: Sequence[int], piece: "EnginePiece") -> tuple[Token, ...
     return (*echoed, *(Token(i, p, top) for i, p, top in drawn))
 
 
+def call_form(served: Served) -> CallForm:
+    """Return how the model writes calls of tools."""
+    assert served.tokenizer is not None
+    return form_of(served.tokenizer.chat_template, served.tokenizer.takes_tools)
+
+
 async def chat_pieces(served: Served, body: Mapping[str, Any]) -> list[AsyncGenerator[Piece, None]]:
     """Check a chat request and return the pieces of each of its answers."""
-    messages = fields.messages(body)
+    assert served.tokenizer is not None
+    messages, plan = conversation.messages(body), tools.read_plan(body)
     asked = fields.max_tokens(body)
-    fields.sampling(body, asked or 1)  # what is wrong with a setting is said before a long text is read
-    ids = await chat_ids(served, messages)
+    form, special_ids = call_form(served), served.tokenizer.special_ids
+    # What is wrong with a setting is said before a long text is read.
+    tools.constrain(plan, fields.sampling(body, asked or 1), form, special_ids)
+    ids = await chat_ids(served, messages, plan.shown)
     params = fields.sampling(body, room(served, len(ids), asked, None, "messages"))
-    return [generate(served, ids, one) for one in params.split()]
+    params = tools.constrain(plan, params, form, special_ids)
+    if not plan.is_on:
+        return [generate(served, ids, one) for one in params.split()]
+    shown = {special_ids[tag]: tag for tag in (form.open, form.close) if tag in special_ids}
+    return [tools.with_calls(generate(served, ids, one, shown), form, plan) for one in params.split()]
 
 
 async def completion_pieces(

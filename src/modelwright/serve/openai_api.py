@@ -14,13 +14,13 @@ from typing import Any
 
 from modelwright.base.errors import RequestError
 from modelwright.base.types import Usage
-from modelwright.serve import documents, fields, language
+from modelwright.serve import conversation, documents, fields, language, tools
 from modelwright.serve.body import read_json
 from modelwright.serve.events import DONE, ClientGoneError, EventStream, event, gather_streams, while_connected
 from modelwright.serve.keys import current_key
 from modelwright.serve.metrics import Timer
 from modelwright.serve.probabilities import Spelling, chat_logprobs, text_logprobs
-from modelwright.serve.replies import Reply, sum_usage, usage_object
+from modelwright.serve.replies import Collected, Reply, call_chunk, sum_usage, usage_object
 from modelwright.serve.served import Piece, Served, Token
 from modelwright.serve.web import FastAPI, JSONResponse, Request, Response
 
@@ -68,6 +68,8 @@ async def chat_events(
             if piece.text or piece.tokens:
                 told = chat_logprobs(spelling, piece.tokens) if spelling is not None and piece.tokens else None
                 yield _chunk(reply.chat_chunk(index, {"content": piece.text}, logprobs=told), how)
+            for call in piece.calls:
+                yield _chunk(reply.chat_chunk(index, {"tool_calls": [call_chunk(call)]}), how)
             if piece.finish_reason is not None:
                 usages.append(piece.usage or NO_USAGE)
                 yield _chunk(reply.chat_chunk(index, piece.extra, piece.finish_reason), how)
@@ -89,25 +91,21 @@ def _shared_usage(usages: list[Usage]) -> Usage:
     return Usage(usages[0].prompt_tokens, written, max(u.cached_tokens for u in usages))
 
 
-async def _collect(streams: list[Pieces]) -> tuple[list[str], list[list[Token]], list[Piece]]:
-    """Return the text, the tokens and the last piece of each stream."""
-    texts = [""] * len(streams)
-    tokens: list[list[Token]] = [[] for _ in streams]
-    last = [Piece("")] * len(streams)
+async def collect(streams: list[Pieces]) -> list[Collected]:
+    """Return the whole answer of each stream."""
+    answers = [Collected() for _ in streams]
     async with contextlib.aclosing(gather_streams(streams)) as items:
         async for index, piece in items:
-            texts[index] += piece.text
-            tokens[index] += piece.tokens
-            last[index] = piece
-    return texts, tokens, last
+            answers[index].add(piece)
+    return answers
 
 
 async def whole_chat(reply: Reply, streams: list[Pieces], spelling: Spelling | None) -> dict[str, Any]:
     """Return a chat answer as one object."""
-    texts, tokens, last = await _collect(streams)
-    told = [None if spelling is None else chat_logprobs(spelling, each) for each in tokens]
-    choices = [reply.chat_choice(i, texts[i], last[i], told[i]) for i in range(len(streams))]
-    usage = _shared_usage([piece.usage or NO_USAGE for piece in last])
+    answers = await collect(streams)
+    told = [None if spelling is None else chat_logprobs(spelling, answer.tokens) for answer in answers]
+    choices = [reply.chat_choice(i, answer, told[i]) for i, answer in enumerate(answers)]
+    usage = _shared_usage([answer.last.usage or NO_USAGE for answer in answers])
     return {**reply.frame("chat.completion", choices), "usage": usage_object(usage)}
 
 
@@ -119,6 +117,8 @@ async def completion_events(
     offsets = [0] * len(streams)
     async with contextlib.aclosing(gather_streams(streams)) as items:
         async for index, piece in items:
+            if not (piece.text or piece.tokens or piece.finish_reason):
+                continue
             logprobs = None if told is None else told.of(piece.tokens, offsets[index])
             offsets[index] += sum(len(text) for text in (logprobs or {}).get("tokens", ()))
             choice = reply.text_choice(index, piece.text, piece.finish_reason, logprobs)
@@ -132,12 +132,12 @@ async def completion_events(
 
 async def whole_completion(reply: Reply, streams: list[Pieces], told: "Told | None") -> dict[str, Any]:
     """Return the completion of one or many prompts as one object."""
-    texts, tokens, last = await _collect(streams)
+    answers = await collect(streams)
     choices = [
-        reply.text_choice(i, texts[i], last[i].finish_reason, None if told is None else told.of(tokens[i], 0))
-        for i in range(len(streams))
+        reply.text_choice(i, a.text, a.last.finish_reason, None if told is None else told.of(a.tokens, 0))
+        for i, a in enumerate(answers)
     ]
-    usage = sum_usage([piece.usage or NO_USAGE for piece in last])
+    usage = sum_usage([answer.last.usage or NO_USAGE for answer in answers])
     return {**reply.frame("text_completion", choices), "usage": usage_object(usage)}
 
 
@@ -234,9 +234,9 @@ class OpenAIRoutes:
         """Return the ids of a text (``prompt``) or of a conversation (``messages``)."""
         body = await self._read(request)
         served = self._check_tokenizer(body)
-        fields.check_names(body, frozenset({"model", "prompt", "messages", "add_special_tokens"}))
+        fields.check_names(body, frozenset({"model", "prompt", "messages", "tools", "add_special_tokens"}))
         if "messages" in body:
-            ids = await language.chat_ids(served, fields.messages(body))
+            ids = await language.chat_ids(served, conversation.messages(body), tools.read_plan(body).shown)
         else:
             if not isinstance(body.get("prompt"), str):
                 fields.refuse("prompt", body.get("prompt"), "a text; or send messages")

@@ -7,11 +7,12 @@ present and null, the role in the first chunk, an empty ``choices`` list in the 
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from modelwright.base.types import Usage
-from modelwright.serve.served import Piece
+from modelwright.base.types import ToolCall, Usage
+from modelwright.serve.served import Piece, Token
+from modelwright.serve.tool_calls import CallDelta
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:
@@ -33,6 +34,42 @@ def sum_usage(usages: list[Usage]) -> Usage:
     )
 
 
+@dataclass
+class Collected:
+    """One answer, put together from its pieces."""
+
+    text: str = ""
+    tokens: list[Token] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
+    last: Piece = Piece("")
+
+    def add(self, piece: Piece) -> None:
+        """Take in the next piece."""
+        self.text += piece.text
+        self.tokens += piece.tokens
+        self.token_ids += piece.token_ids
+        for delta in piece.calls:
+            if delta.id is not None:
+                self.calls.append(ToolCall(delta.id, delta.name or "", ""))
+            call = self.calls[delta.index]
+            self.calls[delta.index] = replace(call, arguments=call.arguments + delta.arguments)
+        self.last = piece
+
+
+def call_object(call: ToolCall) -> dict[str, Any]:
+    """Return a whole call as clients read it."""
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def call_chunk(delta: CallDelta) -> dict[str, Any]:
+    """Return a piece of a call; clients join the texts of pieces, so id, type and name come once."""
+    if delta.id is None:
+        return {"index": delta.index, "function": {"arguments": delta.arguments}}
+    function = {"name": delta.name, "arguments": delta.arguments}
+    return {"index": delta.index, "id": delta.id, "type": "function", "function": function}
+
+
 @dataclass(frozen=True)
 class Reply:
     """The frame around every object of one answer."""
@@ -52,9 +89,13 @@ class Reply:
             "choices": choices,
         }
 
-    def chat_choice(self, index: int, text: str, last: Piece, logprobs: dict[str, Any] | None) -> dict[str, Any]:
+    def chat_choice(self, index: int, answer: Collected, logprobs: dict[str, Any] | None) -> dict[str, Any]:
         """Return one choice of a whole chat completion."""
-        message = {"role": "assistant", "content": text, "refusal": None, **last.extra}
+        last, calls = answer.last, [call_object(call) for call in answer.calls]
+        content = None if calls and not answer.text else answer.text
+        message = {"role": "assistant", "content": content, "refusal": None, **last.extra}
+        if calls:
+            message["tool_calls"] = calls
         return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": last.finish_reason}
 
     def chat_chunk(

@@ -16,6 +16,7 @@ from modelwright.base.errors import CapacityError, ConfigError, RequestError
 from modelwright.base.types import FinishReason, TopLogprobs, Usage
 from modelwright.serve.errors import EngineDownError
 from modelwright.serve.metrics import Metrics
+from modelwright.serve.tool_calls import CallDelta
 
 if TYPE_CHECKING:  # a server of documents alone needs no engine, so importing this room loads none
     from modelwright.engine.stream import AsyncEngine
@@ -61,10 +62,12 @@ class Piece:
     """A piece of an answer while it streams; the last one carries the reason, the usage and any extension fields."""
 
     text: str
-    finish_reason: FinishReason | None = None
+    finish_reason: FinishReason | Literal["tool_calls"] | None = None
     usage: Usage | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
     tokens: tuple[Token, ...] = ()
+    calls: tuple[CallDelta, ...] = ()
+    token_ids: tuple[int, ...] = ()
 
 
 class Pulse:

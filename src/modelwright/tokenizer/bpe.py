@@ -25,6 +25,7 @@ _BATCH_CHARS = 4_000_000  # handed to the library at once; its encodings take so
 _SENTENCEPIECE_STEPS = {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
 
 Messages = Sequence[Message | Mapping[str, Any]]
+Tools = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,11 @@ class Tokenizer:
     def chat_template(self) -> str | None:
         """The Jinja text of the chat template."""
         return self._template.source if self._template else None
+
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the chat template itself writes tools; otherwise they are put into its texts."""
+        return self._template is not None and self._template.takes_tools
 
     def with_chat_template(self, source: str) -> "Tokenizer":
         """Return the same tokenizer with another chat template."""
@@ -277,12 +283,14 @@ class Tokenizer:
 
     # -- conversations ---------------------------------------------------------------------------------------------
 
-    def render_chat(self, messages: Messages, add_generation_prompt: bool = False) -> str:
+    def render_chat(self, messages: Messages, add_generation_prompt: bool = False, tools: Tools = ()) -> str:
         """Return a conversation as the template writes it."""
-        return self._needed_template().render(messages, add_generation_prompt).text
+        return self._needed_template().render(messages, add_generation_prompt, tools).text
 
-    def apply_chat_template(self, messages: Messages, *, add_generation_prompt: bool = False) -> list[int]:
-        """Return the ids of a conversation; message texts never become special tokens.
+    def apply_chat_template(
+        self, messages: Messages, *, add_generation_prompt: bool = False, tools: Tools = ()
+    ) -> list[int]:
+        """Return the ids of a conversation; texts of messages and tools never become special tokens.
 
         Where the vocabulary is byte-level, no token spans the point at which the assistant takes over, so that the
         prompt of a turn is a prefix of the conversation that contains its answer.
@@ -290,15 +298,15 @@ class Tokenizer:
         Raises:
             ConfigError: There is no template, or it refused the conversation.
         """
-        return self._chat(messages, add_generation_prompt, is_mask_needed=False).ids
+        return self._chat(messages, add_generation_prompt, is_mask_needed=False, tools=tools).ids
 
-    def chat_tokens(self, messages: Messages, add_generation_prompt: bool = False) -> ChatTokens:
+    def chat_tokens(self, messages: Messages, add_generation_prompt: bool = False, tools: Tools = ()) -> ChatTokens:
         """Return the ids of a conversation and which of them the assistant must produce.
 
         Raises:
             ConfigError: The template rewrites earlier turns, so that no mask can be right; or as above.
         """
-        return self._chat(messages, add_generation_prompt, is_mask_needed=True)
+        return self._chat(messages, add_generation_prompt, is_mask_needed=True, tools=tools)
 
     def _needed_template(self) -> ChatTemplate:
         if self._template is None:
@@ -308,10 +316,10 @@ class Tokenizer:
             )
         return self._template
 
-    def _chat(self, messages: Messages, add_generation_prompt: bool, is_mask_needed: bool) -> ChatTokens:
+    def _chat(self, messages: Messages, add_generation_prompt: bool, is_mask_needed: bool, tools: Tools) -> ChatTokens:
         template = self._needed_template()
-        rendered = template.render(messages, add_generation_prompt)
-        found = assistant_spans(template, messages, rendered.text)
+        rendered = template.render(messages, add_generation_prompt, tools)
+        found = assistant_spans(template, messages, rendered.text, tools)
         spans = [span for span in found if span is not None]
         if is_mask_needed and len(spans) < len(found):
             raise ConfigError(

@@ -7,7 +7,8 @@ tokens exchanged is the check: if it shows other special tokens, the message and
 together, and the second rendering is used. No fixed sentinel exists that a message could contain.
 
 Source: the rendering rules of ``transformers`` (trim_blocks, lstrip_blocks, loop controls, ``tojson``,
-``raise_exception``, ``strftime_now``, the ``generation`` tag). Not done: tools and documents as template arguments.
+``raise_exception``, ``strftime_now``, the ``generation`` tag, ``tools``). A template that knows no tools is given them
+as plain text (`tokenizer.tool_text`). Not done: documents as a template argument.
 """
 
 import json
@@ -19,12 +20,14 @@ from typing import Any, NoReturn
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
 from modelwright.base.errors import ConfigError, DataError
 from modelwright.base.types import Message
+from modelwright.tokenizer.tool_text import has_tool_turns, write_tools
 
 CHATML = """\
 {%- for message in messages -%}
@@ -102,7 +105,7 @@ def as_dicts(messages: Sequence[Message | Mapping[str, Any]]) -> list[dict[str, 
     result = []
     for number, message in enumerate(messages):
         if isinstance(message, Message):
-            row: dict[str, Any] = {"role": message.role, "content": message.content}
+            row: dict[str, Any] = _message_row(message)
         elif isinstance(message, Mapping):
             row = dict(message)
         else:
@@ -115,6 +118,28 @@ def as_dicts(messages: Sequence[Message | Mapping[str, Any]]) -> list[dict[str, 
         row["content"] = _text_of(row.get("content"), number)
         result.append(row)
     return result
+
+
+def _message_row(message: Message) -> dict[str, Any]:
+    row: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        row["tool_calls"] = [
+            # Templates write the arguments with ``tojson``, so they are handed over as an object.
+            {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": _parsed(c.arguments)}}
+            for c in message.tool_calls
+        ]
+    if message.tool_call_id is not None:
+        row["tool_call_id"] = message.tool_call_id
+    if message.name is not None:
+        row["name"] = message.name
+    return row
+
+
+def _parsed(arguments: str) -> Any:
+    try:
+        return json.loads(arguments)
+    except ValueError:  # a model's own mistake, sent back to it as it was
+        return arguments
 
 
 def _text_of(content: Any, number: int) -> str:
@@ -150,8 +175,8 @@ def _map_rows(rows: list[dict[str, Any]], change: Callable[[str], str]) -> list[
     return [_map_texts(row, change) | {"role": row["role"]} for row in rows]
 
 
-def _letters(rows: list[dict[str, Any]]) -> set[str]:
-    """Return every character that occurs in the texts of messages."""
+def _letters(rows: list[dict[str, Any]], tools: list[dict[str, Any]]) -> set[str]:
+    """Return every character that occurs in the texts of messages and tools."""
     found: set[str] = set()
 
     def note(text: str) -> str:
@@ -159,6 +184,7 @@ def _letters(rows: list[dict[str, Any]]) -> set[str]:
         return text
 
     _map_rows(rows, note)
+    _map_texts(tools, note)
     return found
 
 
@@ -183,21 +209,35 @@ class ChatTemplate:
         self._any_mark = re.compile(f"(?={either})")  # also finds overlapping ones
         self._alphabet = sorted({c for text in self._specials for c in text if not c.isalnum() and not c.isspace()})
         try:
-            self._compiled = _environment().from_string(source)
+            environment = _environment()
+            self._compiled = environment.from_string(source)
+            self.takes_tools = "tools" in jinja2.meta.find_undeclared_variables(environment.parse(source))
         except jinja2.TemplateError as error:
             raise ConfigError(
                 f"The chat template is not valid Jinja: {error}. Mend chat_template.jinja or give another template."
             ) from error
 
-    def render(self, messages: Sequence[Message | Mapping[str, Any]], add_generation_prompt: bool = False) -> Rendered:
+    def render(
+        self,
+        messages: Sequence[Message | Mapping[str, Any]],
+        add_generation_prompt: bool = False,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> Rendered:
         """Render a conversation.
+
+        Args:
+            messages: The turns.
+            add_generation_prompt: Whether the assistant's turn is opened at the end.
+            tools: Functions that the assistant may call, ``{"type": "function", "function": {...}}`` each.
 
         Raises:
             ConfigError: The template refused the conversation; the message carries its reason.
             DataError: A message is malformed.
         """
-        rows = as_dicts(messages)
-        written = _letters(rows)
+        rows, offered = as_dicts(messages), [dict(tool) for tool in tools]
+        if not self.takes_tools and (offered or has_tool_turns(rows)):
+            rows, offered = write_tools(rows, offered), []
+        written = _letters(rows, offered)
         private = self._private(written)
         back = str.maketrans({hidden: char for char, hidden in private.items()})
 
@@ -205,13 +245,15 @@ class ChatTemplate:
             starts = {match.start() for match in self._any_mark.finditer(text)}
             return "".join(private.get(c, c) if i in starts else c for i, c in enumerate(text)) if starts else text
 
-        rendered = self._fill(_map_rows(rows, hide_tokens), add_generation_prompt)
+        rendered = self._fill(_map_rows(rows, hide_tokens), add_generation_prompt, _map_texts(offered, hide_tokens))
         marks = self._marks(rendered)
         if written.intersection(self._alphabet):
             hide_all = str.maketrans({c: private[c] for c in self._alphabet})
-            strict = self._fill(
-                _map_texts(rows, lambda text: hide_tokens(text).translate(hide_all)), add_generation_prompt
-            )
+
+            def hide(text: str) -> str:
+                return hide_tokens(text).translate(hide_all)
+
+            strict = self._fill(_map_texts(rows, hide), add_generation_prompt, _map_texts(offered, hide))
             strict_marks = self._marks(strict)
             if [mark[2] for mark in marks] != [mark[2] for mark in strict_marks]:
                 rendered, marks = strict, strict_marks
@@ -226,12 +268,12 @@ class ChatTemplate:
     def _marks(self, text: str) -> tuple[tuple[int, int, str], ...]:
         return tuple((match.start(), match.end(), match.group()) for match in self._mark.finditer(text))
 
-    def _fill(self, rows: list[dict[str, Any]], add_generation_prompt: bool) -> str:
+    def _fill(self, rows: list[dict[str, Any]], add_generation_prompt: bool, tools: list[dict[str, Any]]) -> str:
         try:
             return self._compiled.render(
                 messages=rows,
                 add_generation_prompt=add_generation_prompt,
-                tools=None,
+                tools=tools or None,
                 documents=None,
                 **self._roles,
             )
@@ -248,7 +290,10 @@ class ChatTemplate:
 
 
 def assistant_spans(
-    template: ChatTemplate, messages: Sequence[Message | Mapping[str, Any]], whole: str
+    template: ChatTemplate,
+    messages: Sequence[Message | Mapping[str, Any]],
+    whole: str,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> list[tuple[int, int] | None]:
     """Return, for each assistant message, where the text it must produce stands in ``whole``, in characters.
 
@@ -261,8 +306,8 @@ def assistant_spans(
         if row["role"] != "assistant":
             continue
         try:
-            before = template.render(rows[:number], add_generation_prompt=True).text
-            after = template.render(rows[: number + 1]).text
+            before = template.render(rows[:number], add_generation_prompt=True, tools=tools).text
+            after = template.render(rows[: number + 1], tools=tools).text
         except ConfigError:  # some templates refuse a conversation that ends here
             spans.append(None)
             continue
