@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import httpx2
 import openai
 import pytest
@@ -166,11 +167,17 @@ def test_nothing_but_the_page_and_the_probes_is_open(guarded):
     assert wrong.status_code == 401 and "mw-guess" not in wrong.text
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=f"{guarded.url}/v1", api_key="no", max_retries=0).models.list()
+    with pytest.raises(anthropic.AuthenticationError, match="authentication_error"):
+        anthropic.Anthropic(base_url=guarded.url, api_key="no", max_retries=0).messages.create(
+            model="tiny", max_tokens=4, messages=HELLO
+        )
 
 
 def test_a_key_opens_what_its_scopes_say(guarded):
     answer = client(guarded, "ann").chat.completions.create(model="tiny", messages=HELLO, max_tokens=4)
     assert answer.choices[0].message.content is not None
+    same = anthropic.Anthropic(base_url=guarded.url, api_key=guarded.secrets["ann"], max_retries=0)
+    assert same.messages.create(model="tiny", max_tokens=4, messages=HELLO).role == "assistant"
     header = {"x-api-key": guarded.secrets["ann"]}
     assert httpx2.get(f"{guarded.url}/v1/models", headers=header).status_code == 200
     assert httpx2.get(f"{guarded.url}/metrics", headers=header).status_code == 403

@@ -1,1 +1,1 @@
-"""HTTP: the OpenAI-compatible server."""
+"""HTTP: the server that speaks the APIs of OpenAI and Anthropic."""

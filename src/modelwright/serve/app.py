@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelwright.base.errors import RequestError
+from modelwright.serve.anthropic_api import AnthropicRoutes
 from modelwright.serve.errors import error_body, error_response, install_handlers
 from modelwright.serve.gate import Gate
 from modelwright.serve.keys import KeyRing
@@ -82,6 +83,7 @@ def create_app(
     app.state.served = served
     install_handlers(app)
     OpenAIRoutes(served).install(app)
+    AnthropicRoutes(served).install(app)
     PageRoutes(served, page).install(app)
     HealthRoutes(served).install(app)
     if config.api_key_file is not None:
@@ -166,7 +168,7 @@ class FrontDoor:
         server = (scope.get("server") or ("",))[0] or ""
         refusal = self._refusal(server, headers.get(b"host", ""), headers.get(b"origin"))
         if refusal is not None:
-            await error_response(refusal)(scope, receive, send_with_headers)
+            await error_response(refusal, scope["path"])(scope, receive, send_with_headers)
             return
         try:
             await self.app(scope, receive, send_with_headers)
@@ -175,7 +177,7 @@ class FrontDoor:
         except Exception as error:
             if is_started:
                 raise
-            await error_response(error)(scope, receive, send_with_headers)
+            await error_response(error, scope["path"])(scope, receive, send_with_headers)
 
     def _refusal(self, server: str, host: str, origin: str | None) -> RequestError | None:
         names = self.allowed_hosts | (LOOPBACK_NAMES if _is_loopback(server) else frozenset())

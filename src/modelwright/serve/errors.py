@@ -1,4 +1,4 @@
-"""Errors as OpenAI clients read them: ``{"error": {"message", "type", "param", "code"}}``.
+"""Errors as OpenAI clients read them, ``{"error": {"message", "type", "param", "code"}}``; Anthropic's on its routes.
 
 One rule above all: a client's mistake is never 5xx, because clients retry 5xx. What the house raises on purpose
 keeps its own words; anything else is a fault of ours, is logged with its traceback and told without details.
@@ -14,6 +14,15 @@ LOG = logging.getLogger(__name__)
 RETRY_AFTER_SECONDS = "1"
 # What OpenAI calls the kind of error, by HTTP status.
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error", 503: "service_unavailable"}
+ANTHROPIC_PATH = "/v1/messages"
+ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
 
 
 class EngineDownError(ModelwrightError):
@@ -46,9 +55,17 @@ def describe(error: Exception) -> tuple[int, dict[str, Any]]:
     return 500, error_body(message, status=500, code="internal_error")
 
 
-def error_response(error: Exception) -> Response:
-    """Return the HTTP answer to a failed request."""
+def anthropic_body(status: int, body: dict[str, Any]) -> dict[str, Any]:
+    """Return an error body in Anthropic's form."""
+    kind = ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+    return {"type": "error", "error": {"type": kind, "message": body["error"]["message"]}}
+
+
+def error_response(error: Exception, path: str = "") -> Response:
+    """Return the HTTP answer to a failed request to ``path``."""
     status, body = describe(error)
+    if path.startswith(ANTHROPIC_PATH):
+        body = anthropic_body(status, body)
     headers = {"retry-after": str(getattr(error, "retry_after", RETRY_AFTER_SECONDS))} if status in (429, 503) else {}
     if status == 401:
         headers["www-authenticate"] = "Bearer"
@@ -64,10 +81,10 @@ async def _handle(request: Request, error: Exception) -> Response:
         allowed = (error.headers or {}).get("Allow", "another method")
         message = f"{request.url.path} does not take {request.method}; use {allowed}."
         error = HTTPException(405, message, headers=error.headers)
-    return error_response(error)
+    return error_response(error, request.url.path)
 
 
 def install_handlers(app: FastAPI) -> None:
-    """Make the errors that ``app`` raises on purpose leave in the OpenAI form."""
+    """Make the errors that ``app`` raises on purpose leave in the form of the API that was asked."""
     for kind in (ModelwrightError, HTTPException):
         app.add_exception_handler(kind, _handle)

@@ -11,7 +11,7 @@ Source: the HTML standard, section 9.2 (server-sent events).
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, TypeVar
 
 from modelwright.serve.errors import describe
@@ -65,8 +65,13 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None]):
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        failure: Callable[[Exception], bytes] = lambda error: event(describe(error)[1]),
+    ):
         self.events = events
+        self.failure = failure  # the last event of a stream that fails
         self.status_code = 200
         self.background = None
         # X-Accel-Buffering: a proxy such as nginx would otherwise hold the events back.
@@ -91,7 +96,7 @@ class EventStream(Response):
             except Exception as error:
                 if not is_started:
                     raise
-                await send({"type": "http.response.body", "body": event(describe(error)[1]), "more_body": True})
+                await send({"type": "http.response.body", "body": self.failure(error), "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

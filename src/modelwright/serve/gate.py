@@ -33,7 +33,7 @@ class Gate:
             if is_counted:
                 meter.enter()
         except RequestError as error:
-            await error_response(error)(scope, receive, send)
+            await error_response(error, path)(scope, receive, send)
             return
         token = current_key.set(meter)
         try:

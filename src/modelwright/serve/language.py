@@ -111,8 +111,8 @@ def call_form(served: Served) -> CallForm:
     return form_of(served.tokenizer.chat_template, served.tokenizer.takes_tools)
 
 
-async def chat_pieces(served: Served, body: Mapping[str, Any]) -> list[AsyncGenerator[Piece, None]]:
-    """Check a chat request and return the pieces of each of its answers."""
+async def chat_pieces(served: Served, body: Mapping[str, Any]) -> tuple[int, list[AsyncGenerator[Piece, None]]]:
+    """Check a chat request and return the tokens of its prompt and the pieces of each of its answers."""
     assert served.tokenizer is not None
     messages, plan = conversation.messages(body), tools.read_plan(body)
     asked = fields.max_tokens(body)
@@ -123,9 +123,9 @@ async def chat_pieces(served: Served, body: Mapping[str, Any]) -> list[AsyncGene
     params = fields.sampling(body, room(served, len(ids), asked, None, "messages"))
     params = tools.constrain(plan, params, form, special_ids)
     if not plan.is_on:
-        return [generate(served, ids, one) for one in params.split()]
+        return len(ids), [generate(served, ids, one) for one in params.split()]
     shown = {special_ids[tag]: tag for tag in (form.open, form.close) if tag in special_ids}
-    return [tools.with_calls(generate(served, ids, one, shown), form, plan) for one in params.split()]
+    return len(ids), [tools.with_calls(generate(served, ids, one, shown), form, plan) for one in params.split()]
 
 
 async def completion_pieces(

@@ -195,7 +195,10 @@ class OpenAIRoutes:
         fields.check_names(body, fields.DOCUMENTS if is_quoted else fields.CHAT)
         how = fields.streaming(body)
         served.admit()
-        made = [await documents.answer_pieces(served, body)] if is_quoted else await language.chat_pieces(served, body)
+        if is_quoted:
+            made = [await documents.answer_pieces(served, body)]
+        else:
+            _, made = await language.chat_pieces(served, body)
         streams = [timed(served, name, pieces) for pieces in made]
         spelling = Spelling(served.tokenizer) if body.get("logprobs") and not is_quoted else None
         reply = Reply(name, "chatcmpl")
