@@ -39,10 +39,18 @@ def commands(program: str) -> list[tuple[str, str]]:
 
 
 @cache
-def options_of(verb: str) -> set[str]:
+def parts_of(verb: str) -> dict[str, Any]:
+    """The commands below a verb of several by name; none where the verb is one command."""
+    found = lookup(TARGETS, verb, "verb")
+    return dict(typer.main.get_group(found).commands) if isinstance(found, typer.Typer) else {}
+
+
+@cache
+def options_of(verb: str, part: str = "") -> set[str]:
     app = typer.Typer(add_completion=False)
-    app.command(verb)(lookup(TARGETS, verb, "verb"))
-    parameters: list[Any] = typer.main.get_command(app).params
+    if not part:
+        app.command(verb)(lookup(TARGETS, verb, "verb"))
+    parameters: list[Any] = (parts_of(verb)[part] if part else typer.main.get_command(app)).params
     return {"--help", *(name for p in parameters for name in (*p.opts, *p.secondary_opts) if name.startswith("-"))}
 
 
@@ -53,9 +61,15 @@ def mistake_in(line: str) -> str:
         return ""
     if words[0] not in VERBS:
         return f"no verb {words[0]}"
+    parts = parts_of(words[0])
+    if parts and words[1:2] and words[1] not in parts:
+        return f"mw {words[0]} has no part {words[1]}"
+    part = words[1] if parts and words[1:2] else ""
+    if parts and not part:
+        return ""
     for word in words[1:]:
         is_setting = VERBS[words[0]].takes_settings and re.fullmatch(r"--[a-z_.0-9]+=.*", word)
-        if word.startswith("--") and not is_setting and word.split("=")[0] not in options_of(words[0]):
+        if word.startswith("--") and not is_setting and word.split("=")[0] not in options_of(words[0], part):
             return f"mw {words[0]} has no option {word}"
     return ""
 
@@ -75,6 +89,8 @@ def test_the_check_finds_wrong_commands():
     assert mistake_in("mw quikstart") == "no verb quikstart"
     assert mistake_in("mw serve --prot 3") == "mw serve has no option --prot"
     assert mistake_in("mw serve --loop.seed=3") != ""
+    assert mistake_in("mw tokenizer runs/data") == "mw tokenizer has no part runs/data"
+    assert mistake_in("mw tokenizer train runs/data --on x") == "mw tokenizer has no option --on"
     assert not mistake_in("mw train recipes/x.yaml --loop.seed=3 [--resume]")
     assert shell_lines("```bash\nmw a && mw b  # c\n```\nmw none\n") == ["mw a", "mw b"]
 

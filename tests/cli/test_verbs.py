@@ -85,15 +85,33 @@ def test_data_refuses_a_misspelt_setting(toy: Toy, tmp_path: Path, capsys: Shown
 
 
 def test_tokenizer_prints_bytes_per_token_beside_raw_bytes(toy: Toy, tmp_path: Path, capsys: Shown):
-    shown = done(capsys, "tokenizer", toy.data, "--out", tmp_path / "tokenizer", "--vocab-size", 400)
+    shown = done(capsys, "tokenizer", "train", toy.data, "--out", tmp_path / "tokenizer", "--vocab-size", 400)
     assert "400 tokens" in shown and "raw bytes: 1.00" in shown
     assert read_manifest(tmp_path / "tokenizer").measured["bytes_per_token"] > 1
 
 
 def test_tokenizer_refuses_what_is_no_data_set_and_sizes_without_room(toy: Toy, tmp_path: Path, capsys: Shown):
-    assert "is not an artifact" in refused(capsys, "tokenizer", tmp_path, "--out", tmp_path / "t")
-    assert "kind 'model'" in refused(capsys, "tokenizer", toy.model, "--out", tmp_path / "t")
-    assert "259" in refused(capsys, "tokenizer", toy.data, "--out", tmp_path / "t", "--vocab-size", 100)
+    train = ("tokenizer", "train", "--out", tmp_path / "t")
+    assert "does not exist" in refused(capsys, *train, tmp_path / "none")
+    assert "kind 'model'" in refused(capsys, *train, toy.model)
+    assert "259" in refused(capsys, *train, toy.data, "--vocab-size", 100)
+    assert "unigram" in refused(capsys, *train, toy.data, "--algorithm", "unigrm")
+
+
+def test_tokenizers_of_every_algorithm_are_made_from_files_compared_and_audited(tmp_path: Path, capsys: Shown):
+    text = tmp_path / "text.txt"
+    text.write_text(Path(__file__).read_text(encoding="utf-8"), encoding="utf-8")
+    folders = [tmp_path / name for name in ("bpe", "unigram", "wordpiece")]
+    for folder in folders:
+        call = ("tokenizer", "train", text, "--algorithm", folder.name, "--vocab-size", 450, "--out", folder)
+        assert "450 tokens" in done(capsys, *call)
+    rows = json.loads(done(capsys, "tokenizer", "compare", *folders, "--on", text, "--json"))
+    assert [row["vocab_size"] for row in rows] == [450] * 3
+    assert all(row["bytes_per_token"] > 1.5 and row["fertility"] > 1 for row in rows)
+    assert "fertility" in done(capsys, "tokenizer", "compare", *folders, "--on", text)
+    found = json.loads(done(capsys, "tokenizer", "audit", folders[0], "--json"))
+    assert len(found["invalid_utf8"]) >= 128 and found["duplicates"] == []
+    assert "no UTF-8: " in done(capsys, "tokenizer", "audit", folders[0])
 
 
 def test_plan_prints_memory_by_part_and_changes_nothing(toy: Toy, tmp_path: Path, capsys: Shown):

@@ -41,8 +41,8 @@ VERBS = {
     ),
     "tokenizer": Verb(
         "modelwright.cli.tokenizer:tokenizer",
-        "train byte-level BPE on prepared data",
-        "mw tokenizer runs/data --out runs/tokenizer",
+        "train a tokenizer (BPE, Unigram, WordPiece); compare several; audit one",
+        "mw tokenizer train runs/data --out runs/tokenizer",
     ),
     "plan": Verb(
         "modelwright.cli.plan:plan",
@@ -163,8 +163,12 @@ def _run_verb(name: str, arguments: list[str]) -> int:
     is_open = VERBS[name].takes_settings
     open_context = {"allow_extra_args": True, "ignore_unknown_options": True} if is_open else None
     verb = lookup({known: entry.target for known, entry in VERBS.items()}, name, "verb")
-    app.command(name, context_settings=open_context, epilog=f"Example: {VERBS[name].example}")(verb)
-    command = typer.main.get_command(app)
+    epilog = f"Example: {VERBS[name].example}"
+    if isinstance(verb, typer.Typer):  # a verb of several
+        verb.pretty_exceptions_enable, verb.info.epilog = False, epilog
+    else:
+        app.command(name, context_settings=open_context, epilog=epilog)(verb)
+    command = typer.main.get_command(verb if isinstance(verb, typer.Typer) else app)
     if is_open and (unknown := _unknown_flag(arguments, command)):
         return _complain(f"{unknown} `mw {name} --help` shows what it takes.", 2)
     try:

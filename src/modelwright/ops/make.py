@@ -3,7 +3,7 @@
 Every function reads its parents from their folders, writes one artifact with its manifest, and returns its figures.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from modelwright.base.artifact import new_artifact
 from modelwright.base.device import has_fast_bf16, pick_device
 from modelwright.base.errors import ConfigError, DataError
+from modelwright.base.registry import lookup
 from modelwright.base.types import Document
 from modelwright.compress.report import compare
 from modelwright.compress.rtn import quantize_model, save_quantized
@@ -27,10 +28,10 @@ from modelwright.evaluate.baselines import ngram_bits_per_byte
 from modelwright.evaluate.perplexity import evaluate_text
 from modelwright.models.scoring import context_len
 from modelwright.models.weights import load_model
+from modelwright.tokenizer import ALGORITHMS
 from modelwright.tokenizer.bpe import Tokenizer
 from modelwright.tokenizer.compare import bytes_per_token
 from modelwright.tokenizer.formats import load_tokenizer
-from modelwright.tokenizer.train import train_bpe
 
 MAX_COMPARED_TOKENS = 16_384
 MAX_COMPARED_ROW = 512
@@ -85,19 +86,55 @@ def make_pair_set(data: Path, out: Path, seed: int = 0) -> int:
     return sum(map(len, pairs.values()))
 
 
-def make_tokenizer(data: Path, out: Path, vocab_size: int) -> dict[str, Any]:
-    """Train byte-level BPE on the training part of a data set and measure it on the held-out part."""
-    train, held_out = (_texts(part) for part in load_dataset(data))
-    tokenizer = train_bpe(train, vocab_size)
+def make_tokenizer(
+    sources: Path | Sequence[Path], out: Path, vocab_size: int, algorithm: str = "bpe"
+) -> dict[str, Any]:
+    """Train a tokenizer and measure it on the held-out part of its data sets, else on what it was trained on.
+
+    Args:
+        sources: Data sets that ``mw data`` made, and files or folders of documents as they are.
+        out: Folder of the artifact.
+        vocab_size: Pieces in all.
+        algorithm: A name in `modelwright.tokenizer.ALGORITHMS`.
+
+    Raises:
+        ConfigError: There is no such algorithm, or the size has no room.
+        DataError: A source is missing, is another kind of artifact, or holds no text.
+    """
+    paths = [sources] if isinstance(sources, Path) else list(sources)
+    train_on: Callable[..., Tokenizer] = lookup(ALGORITHMS, algorithm, "algorithm")
+    parts = [_parts_of(path) for path in paths]
+    train, held_out = ([text for part in parts for text in part[index]] for index in (0, 1))
+    tokenizer = train_on(train, vocab_size)
     figures = {
         "vocab_size": tokenizer.vocab_size,
         "bytes_per_token": bytes_per_token(tokenizer, held_out or train),
         "measured_on": "held-out" if held_out else "training",
     }
-    with new_artifact(out, "tokenizer", settings={"vocab_size": vocab_size}, parents=[data]) as (folder, measured):
+    settings = {"vocab_size": vocab_size, "algorithm": algorithm, "sources": [path.name for path in paths]}
+    parents = [path for path in paths if _is_artifact(path)]
+    with new_artifact(out, "tokenizer", settings=settings, parents=parents) as (folder, measured):
         tokenizer.save(folder)
         measured.update(figures)
     return figures
+
+
+def read_texts(path: Path) -> list[str]:
+    """Return the texts of a data set (its held-out part where it has one), a file, or a folder of documents."""
+    train, held_out = _parts_of(path)
+    return held_out or train
+
+
+def _parts_of(path: Path) -> tuple[list[str], list[str]]:
+    """Return the training and held-out texts of a data set; documents as they are have no held-out part."""
+    if _is_artifact(path):
+        train, held_out = load_dataset(path)
+        return _texts(train), _texts(held_out)
+    return _texts(read_documents(path).documents), []
+
+
+def _is_artifact(path: Path) -> bool:
+    return (path / "manifest.json").is_file()
 
 
 def make_quantized(

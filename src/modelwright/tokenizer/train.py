@@ -69,17 +69,28 @@ def train_bpe(texts: Iterable[str], vocab_size: int, special_tokens: Sequence[st
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
+    run_trainer(backend, trainer, texts, special_tokens)
+    if backend.get_vocab_size() < vocab_size:
+        logger.warning("the texts gave %d pieces of the %d asked for", backend.get_vocab_size(), vocab_size)
+    names = set(special_tokens)
+    roles = {"eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT} if END_OF_TEXT in names else {}
+    return Tokenizer(backend, roles=roles, chat_template=CHATML if {TURN_START, TURN_END} <= names else None)
+
+
+def run_trainer(
+    backend: tokenizers.Tokenizer, trainer: trainers.Trainer, texts: Iterable[str], special_tokens: Sequence[str]
+) -> None:
+    """Train the library's model on texts, cut where they spell out a special token.
+
+    Raises:
+        DataError: There is no text.
+    """
     num_texts = len(texts) if isinstance(texts, Sized) else None
     with bar("tokenizer", num_texts) as shown:
         counted = _Parts(texts, special_tokens, shown.advance)
         backend.train_from_iterator(iter(counted), trainer, length=num_texts)
     if not counted.num_chars:
         raise DataError("There is no text to learn a tokenizer from; expected at least one non-empty document.")
-    if backend.get_vocab_size() < vocab_size:
-        logger.warning("the texts gave %d pieces of the %d asked for", backend.get_vocab_size(), vocab_size)
-    names = set(special_tokens)
-    roles = {"eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT} if END_OF_TEXT in names else {}
-    return Tokenizer(backend, roles=roles, chat_template=CHATML if {TURN_START, TURN_END} <= names else None)
 
 
 class _Parts:
