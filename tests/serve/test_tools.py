@@ -178,6 +178,35 @@ def test_the_grammar_of_every_form_compiles_and_is_read_back(caller, form, more)
     assert "<[7]>" in call_grammar(plan, form, {form.open: 7}) or form is LLAMA3
 
 
+@pytest.mark.parametrize("form", [HERMES, LLAMA3, MISTRAL])
+@pytest.mark.parametrize("is_special", [False, True])
+def test_a_strict_function_leaves_words_free_and_checks_calls(caller, form, is_special):
+    pytest.importorskip("llguidance")
+    plan = read_plan({"tools": [{**HEAP, "function": {**HEAP["function"], "strict": True}}]})
+    compiler, tokenizer = caller.engine.engine.grammars, caller.engine.tokenizer
+    token = tokenizer.special_ids["<|im_start|>"]  # stands for the tag
+
+    def takes(text: str, kind: str) -> bool:
+        body = f'{{"name": "push_heap", "{form.arguments}": {{"size":3,"kind":"{kind}"}}}}'
+        ending = {"hermes": f"\n{body}\n</tool_call>", "llama3": body, "mistral": f"[{body}]"}[form.name]
+        pieces = [text, *([] if kind == "none" else [form.open, ending])]
+        ids = [
+            i
+            for piece in pieces
+            for i in (
+                [token] if is_special and piece == form.open else tokenizer.encode(piece, add_special_tokens=False)
+            )
+        ]
+        grammar = compiler.start(constrain(plan, SamplingParams(), form, {form.open: token} if is_special else {}))
+        for i in ids:
+            if not grammar.allowed()[i] or not grammar.accept(i):
+                return False
+        return grammar.accept(tokenizer.stop_ids[0])
+
+    assert takes("In words.", "none") and takes("", "a") and not takes("", "c")
+    assert takes("In words.", "a") or form.is_bare
+
+
 def test_a_fixed_form_and_forced_calls_exclude_each_other():
     plan = read_plan({"tools": [HEAP], "tool_choice": "required"})
     with pytest.raises(RequestError, match="no room for calls"):

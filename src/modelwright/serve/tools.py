@@ -169,11 +169,14 @@ def call_grammar(plan: ToolPlan, form: CallForm, special_ids: Mapping[str, int])
         opening, rest, again = ('"" ' if not is_free else tag(form.open)), "body", "body"
     if not is_free:
         return "\n".join([f"start: {opening} {again}", *lines]) + "\n"
-    if form.is_bare or form.open in special_ids:
-        # The free text cannot be told from the beginning of such a call by its characters.
-        return "\n".join([f"start: TEXT | {opening} {again}", "TEXT: /(?s:[^{\\[].*)?/", *lines]) + "\n"
     quoted = re.sub(r"([\\/\[\]()|.*+?{}^$])", r"\\\1", form.open)
-    free = f"TEXT: /(?s:.*)/ & ~/(?s:.*){quoted}(?s:.*)/"
+    without = "" if form.open in special_ids else f" & ~/(?s:.*){quoted}(?s:.*)/"
+    if form.is_bare:  # an answer that begins like a call is one
+        free = r"TEXT: /[^{\[\s](?s:.*)/" + without
+        return "\n".join([f"start: TEXT? | ({opening})? {again}", free, *lines]) + "\n"
+    if form.open in special_ids:  # no text can hold the tag
+        return "\n".join([f"start: TEXT? | TEXT? {opening} {again}", "TEXT: /(?s:.+)/", *lines]) + "\n"
+    free = f"TEXT: /(?s:.*)/{without}"
     before = f"before[suffix={json.dumps(form.open)}]: /(?s:.*)/"
     return "\n".join([f"start: TEXT | before {again}", before, free, *lines]) + "\n"
 
