@@ -64,6 +64,11 @@ def test_both_are_read_back_from_their_files(unigram: Tokenizer, wordpiece: Toke
         assert again.roles == one.roles
 
 
+def test_too_little_text_for_unigram_is_said(caplog):
+    assert train_unigram(["aa bb"], 2000).vocab_size < 2000
+    assert "of the 2000 asked for" in caplog.text
+
+
 def test_sizes_are_kept_and_settings_that_cannot_be_are_refused(unigram: Tokenizer, wordpiece: Tokenizer):
     assert unigram.vocab_size == 500 and wordpiece.vocab_size == 400
     with pytest.raises(ConfigError, match="vocab_size is 200; expected at least"):
@@ -74,6 +79,13 @@ def test_sizes_are_kept_and_settings_that_cannot_be_are_refused(unigram: Tokeniz
         train_wordpiece(["a"], 200, ["[UNK]", "[UNK]"])
     with pytest.raises(DataError, match="no text to learn"):
         train_wordpiece([""], 200)
+
+
+def test_frequent_words_become_unigram_pieces_although_they_always_end_alike():
+    tokenizer = train_unigram(["the men came from the sea and from the land, " * 30 + SOURCE], 550)
+    assert tokenizer.token_id("\u2581from") in tokenizer.encode("sent from home")
+    assert tokenizer.token_id("\U0001e8d0") is None and tokenizer.token_id("\ue000") is None
+    assert tokenizer.vocab_size == 550
 
 
 @needs_data

@@ -8,15 +8,19 @@ Source: Kudo 2018 (Unigram); Schuster & Nakajima 2012, Devlin et al. 2019 (WordP
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
 
 from modelwright.base.errors import ConfigError
+from modelwright.base.logs import get_logger
 from modelwright.tokenizer.bpe import Tokenizer
+from modelwright.tokenizer.byte_level import cut_text
 from modelwright.tokenizer.special import END_OF_TEXT, SPECIAL_TOKENS
 from modelwright.tokenizer.train import SPLIT_PATTERN, run_trainer
+
+logger = get_logger(__name__)
 
 UNIGRAM_UNK = "<unk>"
 WORDPIECE_ROLES = {
@@ -26,6 +30,10 @@ WORDPIECE_ROLES = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
+# The library takes a substring as a seed only if different characters follow it somewhere, so that it would never try
+# " from", behind which a word always ends. Each word is therefore shown once more with something behind it: a mark that
+# joins letters, or a private character that joins punctuation.
+_AFTER_LETTERS, _AFTER_SIGNS = "\U0001e8d0", "\ue000"
 _BYTE_PIECES = [f"<0x{byte:02X}>" for byte in range(256)]
 _BYTE_SCORE = -1000.0  # so that text that spells out "<0x0A>" is cut into its characters
 _SPELLING = sorted(set("".join(_BYTE_PIECES)))  # characters that must be pieces for that
@@ -51,16 +59,32 @@ def train_unigram(texts: Iterable[str], vocab_size: int, special_tokens: Sequenc
         [split, pre_tokenizers.Metaspace(prepend_scheme="never", split=False)]
     )
     trainer = trainers.UnigramTrainer(
-        vocab_size=vocab_size - 256, special_tokens=_added(first), unk_token=UNIGRAM_UNK, show_progress=False
+        vocab_size=vocab_size - 254, special_tokens=_added(first), unk_token=UNIGRAM_UNK, show_progress=False
     )
-    run_trainer(backend, trainer, texts, first)
+    run_trainer(backend, trainer, _with_followers(texts), first)
     learned = json.loads(backend.to_str())["model"]["vocab"][len(first) :]
+    learned = [item for item in learned if not {_AFTER_LETTERS, _AFTER_SIGNS} & set(item[0])]
     pieces = [*((token, 0.0) for token in first), *((byte, _BYTE_SCORE) for byte in _BYTE_PIECES)]
     pieces += _with_characters(learned, _SPELLING, vocab_size - len(pieces))
     backend.model = models.Unigram(pieces, unk_id=len(special_tokens), byte_fallback=True)
+    if len(pieces) < vocab_size:
+        logger.warning("the texts gave %d pieces of the %d asked for", len(pieces), vocab_size)
     backend.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
     ends = {"eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT} if END_OF_TEXT in special_tokens else {}
     return Tokenizer(backend, roles={**ends, "unk_token": UNIGRAM_UNK}, chat_template=None)
+
+
+def _with_followers(texts: Iterable[str]) -> Iterator[str]:
+    """Give the texts, and each different word of letters or signs once more with a follower behind it."""
+    split = pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated")
+    seen: set[str] = set()
+    for text in texts:
+        yield text
+        found = {word for part in cut_text(text) for word, _ in split.pre_tokenize_str(part)}
+        for word in sorted(found - seen):
+            if not word[-1].isspace() and not word[-1].isnumeric():
+                yield word + (_AFTER_LETTERS if word[-1].isalpha() else _AFTER_SIGNS)
+        seen |= found
 
 
 def _with_characters(learned: list[list[object]], chars: Sequence[str], size: int) -> list[tuple[str, float]]:
