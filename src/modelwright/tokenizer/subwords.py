@@ -89,7 +89,8 @@ def _with_followers(texts: Iterable[str]) -> Iterator[str]:
 
 def _with_characters(learned: list[list[object]], chars: Sequence[str], size: int) -> list[tuple[str, float]]:
     """Add characters that were not learned, in the place of the least likely longer pieces where room is short."""
-    pieces = [(str(piece), float(str(score))) for piece, score in learned]
+    # Six digits are read back from JSON as they were; the last bits of longer ones are not, and they decide equal cuts.
+    pieces = [(str(piece), round(float(str(score)), 6)) for piece, score in learned]
     known = {piece for piece, _ in pieces}
     least = min(score for _, score in pieces)
     missing = [(char, least) for char in chars if char not in known]
