@@ -35,6 +35,7 @@ VARIANTS = {
     "biases": replace(SMALL, attention_bias=True, mlp_bias=True, norm_eps=1e-3),
     "llama3 scaling": replace(SMALL, rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, 64)),
     "linear scaling": replace(SMALL, rope_scaling=RopeScaling("linear", 4.0)),
+    "yarn scaling": replace(SMALL, rope_scaling=RopeScaling("yarn", 4.0, original_max_seq_len=64)),
     "mistral": replace(SMALL, family="mistral"),
     "mistral, window": replace(SMALL, family="mistral", sliding_window=48),
     "qwen2, late window": replace(SMALL, family="qwen2", attention_bias=True, sliding_window=32, num_full_layers=1),
@@ -82,6 +83,24 @@ def test_logits_and_gradients_equal_transformers(name):
     for parameter_name, parameter in ours.named_parameters():
         wanted = expected[to_published(ours, parameter_name)].grad
         assert (parameter.grad - wanted).norm() <= 1e-3 * wanted.norm(), parameter_name
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("kind", ["ntk", "dynamic", "longrope"])
+@pytest.mark.parametrize("length", [40, 200])  # within the original length and beyond it
+def test_scalings_without_a_cache_across_their_bound_equal_transformers(kind, length):
+    factors = {f"{x}_factor": [y + i / 8 for i in range(8)] for x, y in (("short", 1.0), ("long", 2.0))}
+    scaling = RopeScaling(kind, 4.0, original_max_seq_len=64, **(factors if kind == "longrope" else {}))
+    if kind == "ntk":
+        scaling = RopeScaling("ntk", 4.0)
+    ours = random_model(replace(SMALL, rope_scaling=scaling))
+    theirs = reference(ours)
+    ids = random_ids(2, length)
+    with torch.no_grad():
+        assert (ours(ids).logits - theirs(ids).logits).abs().max() < 1e-4
+    again = LlamaConfig.from_hf(ours.config.to_hf())
+    assert again.max_seq_len == 256
+    assert again.rope_scaling == (None if kind == "ntk" else scaling)  # NTK is published as a larger theta
 
 
 @pytest.mark.peer

@@ -260,6 +260,16 @@ def test_scaling_reads_old_and_new_spellings():
                 assert rope_from_hf({"rope_parameters": rope}) == (5e5, scaling, rotary_dim / 64)
 
 
+def test_the_length_before_the_extension_is_that_of_the_config_where_the_scaling_does_not_say():
+    for kind in ("yarn", "dynamic"):
+        for new in (
+            {"rope_parameters": {"rope_type": kind, "factor": 2.0}},
+            {"rope_scaling": {"type": kind, "factor": 2}},
+        ):
+            read = rope_from_hf({"max_position_embeddings": 96, **new}).scaling
+            assert read == RopeScaling(kind, 2.0, original_max_seq_len=96)
+
+
 def test_configs_of_published_models_are_read():
     qwen = {
         "rope_theta": 1e6,
@@ -310,6 +320,9 @@ def test_what_is_written_is_what_transformers_reads():
             assert rope_from_hf(config.to_dict()) == (7e4, scaling, rotary_dim / 64)
 
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+
+
 @pytest.mark.parametrize(
     ("values", "match"),
     [
@@ -321,8 +334,10 @@ def test_what_is_written_is_what_transformers_reads():
         ({"rope_type": "default", "factor": 4.0}, "'default' has the field 'factor'"),
         ({"rope_type": "llama3", "factor": 4.0}, "needs the field 'low_freq_factor'"),
         ({"rope_type": "yarn", "original_max_position_embeddings": 64}, "needs the field 'factor'"),
-        ({"rope_type": "yarn", "factor": 4.0, "beta_fast": 1, "beta_slow": 2}, "beta_slow 2.0 and beta_fast 1.0"),
-        ({"rope_type": "yarn", "factor": 4.0, "attention_factor": -1.0}, "attention_factor is -1.0"),
+        ({"rope_type": "yarn", "factor": 4.0}, "needs the field 'original_max_position_embeddings'"),
+        ({"rope_type": "dynamic", "factor": 4.0}, "needs the field 'original_max_position_embeddings'"),
+        ({**YARN, "beta_fast": 1, "beta_slow": 2}, "beta_slow 2.0 and beta_fast 1.0"),
+        ({**YARN, "attention_factor": -1.0}, "attention_factor is -1.0"),
         ({"rope_type": "longrope", "short_factor": [1.0]}, "needs the field 'long_factor'"),
         (
             {

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from modelwright.base.errors import ConfigError
 from modelwright.models.decoder import CausalOutput as CausalOutput
 from modelwright.models.decoder import Decoder, LayerCache
+from modelwright.models.published import whole_rope_from_hf
 from modelwright.nn.attention import Attention, AttentionOptions
 from modelwright.nn.init import mark_residual_output
 from modelwright.nn.mlp import GatedMlp
 from modelwright.nn.norm import RMSNorm
-from modelwright.nn.rope import Rope, RopeScaling, RotaryTable, scaling_from_hf, scaling_to_hf
+from modelwright.nn.rope import Rope, RopeScaling, RotaryTable, rope_to_hf, scaling_to_hf
 
 ARCHITECTURE_OF = {
     "llama": "LlamaForCausalLM",
@@ -102,7 +103,10 @@ class LlamaConfig:
         """
         family = values.get("model_type", "llama")
         _refuse_what_differs(values, family)
-        rope = values.get("rope_parameters") or {}  # transformers 5; before it: rope_theta and rope_scaling
+        rope = whole_rope_from_hf(values)
+        max_seq_len = values.get("max_position_embeddings", 2048)
+        if rope.scaling is not None and rope.scaling.kind == "dynamic":  # published: the length before the extension
+            max_seq_len = int(max_seq_len * rope.scaling.factor)
         eos = values.get("eos_token_id")
         hidden_size, num_heads = _required(values, "hidden_size"), _required(values, "num_attention_heads")
         return cls(
@@ -113,9 +117,9 @@ class LlamaConfig:
             num_heads=num_heads,
             num_kv_heads=values.get("num_key_value_heads"),
             head_dim=values.get("head_dim"),
-            max_seq_len=values.get("max_position_embeddings", 2048),
-            rope_theta=float(rope.get("rope_theta", values.get("rope_theta", 10000.0))),
-            rope_scaling=scaling_from_hf(rope or values.get("rope_scaling")),
+            max_seq_len=max_seq_len,
+            rope_theta=rope.theta,
+            rope_scaling=rope.scaling,
             norm_eps=values.get("rms_norm_eps", 1e-6),
             tie_embeddings=values.get("tie_word_embeddings", False),
             attention_bias=family == "qwen2" or values.get("attention_bias", False),
@@ -130,6 +134,9 @@ class LlamaConfig:
     def to_hf(self) -> dict[str, Any]:
         """Return the published ``config.json`` (without the dtype, which the weights decide)."""
         eos: Any = list(self.eos_token_id)
+        assert self.head_dim is not None
+        scaling = self.rope_scaling
+        kind, original = (None, 0) if scaling is None else (scaling.kind, scaling.original_max_seq_len)
         values = {
             "architectures": [ARCHITECTURE_OF[self.family]],
             "model_type": self.family,
@@ -140,9 +147,9 @@ class LlamaConfig:
             "num_attention_heads": self.num_heads,
             "num_key_value_heads": self.num_kv_heads,
             "head_dim": self.head_dim,
-            "max_position_embeddings": self.max_seq_len,
-            "rope_theta": self.rope_theta,
-            "rope_scaling": scaling_to_hf(self.rope_scaling),
+            "max_position_embeddings": original if kind == "dynamic" else self.max_seq_len,
+            "rope_theta": rope_to_hf(self.rope_theta, scaling, self.head_dim)["rope_theta"],
+            "rope_scaling": None if kind == "ntk" else scaling_to_hf(scaling),
             "rms_norm_eps": self.norm_eps,
             "hidden_act": "silu",
             "tie_word_embeddings": self.tie_embeddings,

@@ -326,10 +326,10 @@ _PUBLISHED: dict[str, dict[str, str]] = {
 }
 _NEEDED = {
     "linear": ("factor",),
-    "dynamic": ("factor",),
-    "yarn": ("factor",),
+    "dynamic": ("factor", "original_max_position_embeddings"),
+    "yarn": ("factor", "original_max_position_embeddings"),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-    "longrope": ("short_factor", "long_factor"),
+    "longrope": ("short_factor", "long_factor", "original_max_position_embeddings"),
     "proportional": (),
 }
 _SECTIONS = ("mrope_section", "short_mscale", "long_mscale")  # change the result and are not computed here
@@ -432,7 +432,7 @@ def scaling_from_hf(
         given["original_max_position_embeddings"] = length
     if kind in ("yarn", "longrope") and length is not None and max_seq_len is not None:
         given.setdefault("factor", max(max_seq_len / length, 1.0))
-    for name in (*_NEEDED[kind], *(("original_max_position_embeddings",) if kind == "longrope" else ())):
+    for name in _NEEDED[kind]:
         if name not in given:
             raise ConfigError(f"rope scaling {kind!r} needs the field {name!r}, which the config does not have.")
     if kind == "dynamic" and max_seq_len is not None and given["original_max_position_embeddings"] != max_seq_len:
