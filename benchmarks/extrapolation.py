@@ -1,6 +1,6 @@
 """Which positions reach beyond the length that was trained? A character model, trained at 64 and read at 256.
 
-    python benchmarks/extrapolation.py [--seeds 0 1] [--positions rope learned alibi] [--steps N] [--json FILE]
+    python benchmarks/extrapolation.py [--seeds 0 1 2] [--positions rope learned alibi] [--steps N] [--json FILE]
     python benchmarks/extrapolation.py --docs benchmarks/results/extrapolation.json
 
 Three models are trained for each seed: rotary, ALiBi and learned positions; all else is equal. Held-out text is scored
@@ -234,7 +234,7 @@ def write_docs(result: dict[str, Any]) -> None:
 def main() -> None:
     """Run the study and write what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--positions", nargs="+", default=list(POSITIONS), choices=POSITIONS)
     parser.add_argument("--steps", type=int, default=Study.num_steps)
     parser.add_argument("--tuning-steps", type=int, default=Study.tuning_steps)
@@ -252,7 +252,6 @@ def main() -> None:
     study = replace(Study(), num_steps=args.steps, tuning_steps=args.tuning_steps, rope_theta=args.theta)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     result: dict[str, Any] = {
-        "command": "python benchmarks/extrapolation.py",
         "commit": commit.strip(),
         "machine": asdict(describe_machine()),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
@@ -279,6 +278,7 @@ def add(result: dict[str, Any], path: Path | None, seed: int, name: str, figures
             result["runs"] = old["runs"]
     result["runs"].setdefault(str(seed), {})[name] = figures
     result["summary"] = summarize(result["runs"])
+    result["command"] = f"python benchmarks/extrapolation.py --seeds {' '.join(sorted(result['runs']))}"
     if path is not None:
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
