@@ -28,7 +28,10 @@ class CountedLevel:
 
     def sum_by_context(self, values: NDArray[np.generic]) -> Floats:
         """Add up one value a k-gram over the k-grams of each context."""
-        return np.bincount(self.contexts, weights=values, minlength=self.num_contexts)
+        sums: Floats = np.bincount(self.contexts, weights=values, minlength=self.num_contexts).astype(
+            np.float64, copy=False
+        )
+        return sums
 
 
 def count_ngrams(tokens: Ints, places: Ints, order: int, width: int, boundary: int) -> list[CountedLevel]:

@@ -8,9 +8,9 @@ Press & Wolf 2017, arXiv:1608.05859 (tied output).
 Not done: adaptive softmax, weight dropout, truncated backpropagation.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -115,7 +115,8 @@ class RecurrentLM(Decoder, OwnFormat):
 
     def cache_layout(self) -> list[LayerCache]:
         """Return what each layer remembers: its state."""
-        return [LayerCache(fixed_size=self.config.hidden_size * len(block.cell.carries)) for block in self.layers]
+        blocks = cast("Iterable[RecurrentBlock]", self.layers)
+        return [LayerCache(fixed_size=self.config.hidden_size * len(block.cell.carries)) for block in blocks]
 
 
 class ClassifierOutput(NamedTuple):
@@ -152,7 +153,7 @@ class RecurrentClassifier(OwnFormat):
         starts = torch.zeros_like(is_token)
         starts[:, 1:] = is_token[:, 1:] & ~is_token[:, :-1]  # padding on the left leaves nothing behind
         x = self.embed(input_ids)  # (B, T, D)
-        for block in self.layers:
+        for block in cast("Iterable[RecurrentBlock]", self.layers):
             x = block.cell(block.dropout(x), None, starts)
         if self.config.pooling == "mean":
             weights = is_token.to(x.dtype)
