@@ -8,3 +8,6 @@ PARSERS = {
     ".pdf": "modelwright.data.parse:parse_pdf",
     ".txt": "modelwright.data.parse:parse_text",
 }
+
+# What a pipeline file calls a step; each target is a frozen dataclass of the step's settings (data/step.py).
+STEPS: dict[str, str] = {}
