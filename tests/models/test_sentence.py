@@ -49,6 +49,16 @@ def test_a_plain_folder_and_one_with_a_head_are_pooled_by_mean(tmp_path):
         SentenceEncoder(model.encoder, "sum")
 
 
+def test_without_a_list_of_modules_the_folders_say_it(tmp_path):
+    save_sentence_encoder(make_encoder("cls", is_normalized=False), tmp_path)
+    (tmp_path / "modules.json").unlink()
+    assert load_sentence_encoder(tmp_path).pooling == "cls"
+    (tmp_path / "2_Dense").mkdir()
+    (tmp_path / "2_Dense" / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="lists Dense"):
+        load_sentence_encoder(tmp_path)
+
+
 def test_refuses_folders_that_it_does_not_compute(tmp_path):
     save_sentence_encoder(make_encoder(), tmp_path)
     pooling = tmp_path / "1_Pooling" / "config.json"

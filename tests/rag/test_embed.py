@@ -18,7 +18,6 @@ from modelwright.rag.embed import (
     Embedder,
     MissingEmbedderError,
     _batches,
-    _read_pooling,
     _read_prompts,
     find_embedder,
 )
@@ -135,19 +134,6 @@ def test_any_encoder_embeds_and_a_decoder_is_refused(tmp_path):
     save_model(init_weights(Llama(LlamaConfig(**sizes)), 0), tmp_path / "b")
     with pytest.raises(CheckpointError, match="Use an encoder's folder"):
         Embedder(tmp_path / "b")
-
-
-def test_poolings_that_are_not_computed_are_refused(tmp_path):
-    write_json(tmp_path / "1_Pooling" / "config.json", {"pooling_mode_max_tokens": True})
-    with pytest.raises(CheckpointError, match="asks for max_tokens"):
-        _read_pooling(tmp_path)
-    write_json(
-        tmp_path / "1_Pooling" / "config.json", {"pooling_mode_cls_token": True, "pooling_mode_max_tokens": False}
-    )
-    assert _read_pooling(tmp_path) == "cls"
-    (tmp_path / "2_Dense").mkdir()
-    with pytest.raises(CheckpointError, match="projection"):
-        _read_pooling(tmp_path)
 
 
 def test_published_prompts_are_read(tmp_path):

