@@ -144,8 +144,7 @@ def test_published_prompts_are_read(tmp_path):
 
 def test_a_damaged_tokenizer_is_named(embedder: Embedder, tmp_path):
     for file in embedder.folder.iterdir():
-        if file.is_file():
-            (tmp_path / file.name).symlink_to(file)
+        (tmp_path / file.name).symlink_to(file)
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read"):

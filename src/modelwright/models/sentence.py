@@ -106,6 +106,8 @@ def _read_modules(folder: Path) -> dict[str, str]:
 
 
 def _read_pooling(file: Path) -> str:
+    if not file.is_file():
+        raise CheckpointError(f"{file} is missing, but {MODULES} lists a pooling. Copy the folder with all its parts.")
     values = read_json(file)
     named = values.get("pooling_mode")  # the newest spelling
     if named in POOLINGS.values():
