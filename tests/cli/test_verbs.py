@@ -55,7 +55,7 @@ def pretrain_recipe(toy: Toy, folder: Path) -> Path:
         out=str(folder / "model"),
         max_seq_len=64,
         shape={"hidden_size": 32, "num_layers": 1, "num_heads": 2, "intermediate_size": 64},
-        loop={"num_steps": 4, "micro_batch_size": 2, "compile": False, "checkpoint_every": 2},
+        loop={"num_steps": 4, "micro_batch_size": 2, "compile": False, "checkpoint": {"every": 2}},
     )
 
 
@@ -112,6 +112,24 @@ def test_tokenizers_of_every_algorithm_are_made_from_files_compared_and_audited(
     found = json.loads(done(capsys, "tokenizer", "audit", folders[0], "--json"))
     assert len(found["invalid_utf8"]) >= 128 and found["duplicates"] == []
     assert "no UTF-8: " in done(capsys, "tokenizer", "audit", folders[0])
+
+
+def test_tokenizer_transplant_makes_a_model_and_says_what_it_cost(toy: Toy, tmp_path: Path, capsys: Shown):
+    text = tmp_path / "text.txt"
+    text.write_text(Path(__file__).read_text(encoding="utf-8"), encoding="utf-8")
+    done(capsys, "tokenizer", "train", text, "--algorithm", "unigram", "--vocab-size", 450, "--out", tmp_path / "other")
+    call = ("tokenizer", "transplant", toy.model, "--to", tmp_path / "other")
+    shown = done(capsys, *call, "--out", tmp_path / "moved", "--data", toy.data)
+    assert "-> 450 tokens" in shown and "bits per byte" in shown
+    manifest = verify(tmp_path / "moved")
+    assert {parent.kind for parent in manifest.parents} == {"model", "tokenizer", "dataset"}
+    assert manifest.measured["bits_per_byte_after"] > 0
+    assert "not measured" in done(capsys, *call, "--out", tmp_path / "again", "--way", "pieces")
+    assert "the model itself" in refused(capsys, *call, "--out", toy.model)
+    assert "known: adapt" in refused(capsys, *call, "--out", tmp_path / "no", "--way", "magic")
+    assert "does not exist" in refused(
+        capsys, "tokenizer", "transplant", toy.model, "--to", tmp_path / "x", "--out", text
+    )
 
 
 def test_plan_prints_memory_by_part_and_changes_nothing(toy: Toy, tmp_path: Path, capsys: Shown):

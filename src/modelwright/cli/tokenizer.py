@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from modelwright.base.progress import console
+from modelwright.cli.transplant import transplant
 from modelwright.ops.make import make_tokenizer, read_texts
 from modelwright.tokenizer.compare import audit as look_at
 from modelwright.tokenizer.compare import measure
@@ -18,6 +19,7 @@ _SHOWN_IDS = 12
 AsJson = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
 
 tokenizer = typer.Typer(help="Train a tokenizer, compare several on the same texts, audit one.", no_args_is_help=True)
+tokenizer.command()(transplant)
 
 
 @tokenizer.command()

@@ -11,3 +11,11 @@ DEPTH_WAYS = {
     "silent": "modelwright.compress.depth:add_silent_layers",
     "stack": "modelwright.compress.depth:scale_depth",
 }
+
+# How a token that the old tokenizer does not have begins, when a model gets another tokenizer.
+TRANSPLANT_WAYS = {
+    "adapt": "modelwright.compress.transplant:by_adaptation",
+    "pieces": "modelwright.compress.transplant:by_pieces",
+    "mean": "modelwright.compress.transplant:by_mean",
+    "random": "modelwright.compress.transplant:at_random",
+}

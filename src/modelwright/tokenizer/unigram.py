@@ -5,10 +5,11 @@ Every piece has a log-probability, a word's probability sums over all ways to cu
 the vocabulary is small enough, two rounds of expectation-maximisation and one pruning, which keeps the pieces whose
 loss would cost the most likelihood when the best other cut takes their place.
 
-The steps and constants of the trainer of the library ``tokenizers``. Seeds, expectation-maximisation and encoding are
-equal to it, scores to rounding; pruning keeps some other pieces (8 of 400 on a small text; the order of the losses
-agrees for pieces that occur once). Characters that lost their score share the last places, in sorted order here and in
-any order there.
+The steps and constants of the trainer of the library ``tokenizers``, and equal to it: the same pieces for every size,
+scores to rounding, encoding with its ties. One habit of the library departs from the paper and is kept, since it
+decides which pieces stay (`prune`). Ties: of equal cuts the earlier start wins, of equally dear pieces the one that
+comes first among the seeds. Characters that lost their score share the last places, in sorted order here and in any
+order there, which changes from run to run.
 
 Source: Kudo 2018, "Subword Regularization", section 3.2; SentencePiece (seeds, digamma as a sparse prior).
 Not done: sampling of cuts, speed.
@@ -183,7 +184,9 @@ def prune(model: PlainUnigram, words: Words, vocab_size: int) -> PlainUnigram:
             if own or is_whole:
                 kept.append((piece, score))
         elif own:
-            log_total = math.log(total + own * (len(others) - 1))
+            # By the paper the total grows by the parts of this one cut less one; the library takes the number of all
+            # pieces in its place, which decides near ties, so it stands here too.
+            log_total = math.log(total + own * (len(model.pieces) - 1))
             log_others = sum(math.log(frequency[other] + own) - log_total for other in others)
             losses.append((own / num_words * (math.log(own) - math.log(total) - log_others), index))
     size = max(vocab_size * 11 // 10, int(len(model.pieces) * SHRINKING_FACTOR))
