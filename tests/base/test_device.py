@@ -1,5 +1,9 @@
 """Devices: what is asked of the machine, and what it says of itself."""
 
+import subprocess
+import sys
+
+import numpy as np
 import pytest
 import torch
 
@@ -47,3 +51,11 @@ def test_bf16_is_called_fast_only_where_the_cpu_lists_it(monkeypatch: pytest.Mon
     for flags, expected in ((frozenset({"avx512_bf16"}), True), (frozenset({"avx2"}), False)):
         monkeypatch.setattr(device, "cpu_flags", lambda flags=flags: flags)
         assert device.has_fast_bf16(cpu) is expected
+
+
+def test_a_child_does_not_inherit_the_peak_of_its_parent():
+    held = np.ones(2**27, dtype=np.uint8)  # 128 MB
+    code = "from modelwright.base.device import peak_memory_bytes; print(peak_memory_bytes())"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(child.stdout) < device.peak_memory_bytes() and held.any()
+    assert int(child.stdout) < 100 * 2**20

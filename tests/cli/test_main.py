@@ -129,7 +129,9 @@ def test_a_reader_that_leaves_before_anything_is_printed_is_no_error(arguments: 
 
 def test_an_interrupt_ends_with_130(tmp_path: Path):
     program = (
-        "import modelwright.cli.lineage as m, time\n"
+        "import modelwright.cli.lineage as m, signal, time\n"
+        # A job that a shell put in the background starts with interrupts ignored, and so do its children.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def walk(path):\n    print('at work', flush=True)\n    time.sleep(60)\n"
         "m.walk = walk\nfrom modelwright.cli.main import run; run()"
     )

@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelwright.base import env
@@ -74,7 +75,16 @@ def can_compile() -> bool:
 
 
 def peak_memory_bytes() -> int:
-    """Return the largest resident size this process has had."""
+    """Return the largest resident size this process has had.
+
+    Linux keeps it in /proc. What getrusage tells there also holds the size of the process that this one was forked
+    from: a child of a program of 2 GB would never be smaller.
+    """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    except (OSError, IndexError):
+        pass
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
