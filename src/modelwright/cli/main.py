@@ -39,6 +39,11 @@ VERBS = {
         "mw data my-docs/ --out runs/data",
         takes_settings=True,
     ),
+    "convert-chat": Verb(
+        "modelwright.cli.convert_chat:convert_chat",
+        "conversations, preference pairs and labels from one format to another",
+        "mw convert-chat alpaca.json chats.jsonl --to messages",
+    ),
     "tokenizer": Verb(
         "modelwright.cli.tokenizer:tokenizer",
         "train a tokenizer (BPE, Unigram, WordPiece); compare several; audit one",

@@ -1,7 +1,7 @@
 """Conversations as JSON lines in the OpenAI messages format: ``{"messages": [{"role": ..., "content": ...}, ...]}``.
 
 One conversation a line, as fine-tuning services and libraries read and write it. Content is text, or a list of parts
-that are all text. Pictures, tool calls and per-message weights are refused or ignored as told below, never guessed.
+that are all text; the assistant's tool calls and the tools' answers are read too. Other formats: `data.formats`.
 """
 
 import json
@@ -12,8 +12,7 @@ from typing import Any
 from modelwright.base.errors import DataError
 from modelwright.base.files import write_jsonl
 from modelwright.base.types import Message
-
-ROLES = ("system", "developer", "user", "assistant", "tool")
+from modelwright.data.conversation import message_row, read_messages
 
 
 def read_conversations(path: Path) -> Iterator[tuple[Message, ...]]:
@@ -62,32 +61,15 @@ def _conversation(row: dict[str, Any], where: str) -> tuple[Message, ...]:
     if not isinstance(found, list) or not found:
         seen = f"messages is {found!r}"[:80] if "messages" in row else f"keys are {', '.join(sorted(row)) or 'none'}"
         raise DataError(f'{where}: {seen}; expected {{"messages": [{{"role": ..., "content": ...}}, ...]}}.')
-    messages = tuple(_message(item, f"{where}, message {place}") for place, item in enumerate(found, start=1))
+    messages = read_messages(found, where)
     if not any(message.role == "assistant" for message in messages):
         raise DataError(f"{where}: no message has the role assistant, so there is nothing to learn. Add an answer.")
     return messages
-
-
-def _message(item: Any, where: str) -> Message:
-    if not isinstance(item, dict):
-        raise DataError(f"{where} is {item!r:.80}; expected an object with role and content.")
-    role, content = item.get("role"), item.get("content")
-    if role not in ROLES:
-        raise DataError(f"{where}: the role is {role!r}; known: {', '.join(ROLES)}.")
-    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-        content = "".join(str(part.get("text", "")) for part in content)
-    if not isinstance(content, str):
-        raise DataError(
-            f"{where}: the content is {content!r:.80}; expected text (tool calls and pictures are not read)."
-        )
-    if role == "assistant" and not content:
-        raise DataError(f"{where}: the assistant's content is empty; there is nothing to learn. Remove the message.")
-    return Message(role, content)
 
 
 def write_conversations(path: Path, conversations: Iterable[Sequence[Message]]) -> int:
     """Write one conversation a line and return how many."""
     return write_jsonl(
         Path(path),
-        ({"messages": [{"role": m.role, "content": m.content} for m in messages]} for messages in conversations),
+        ({"messages": [message_row(message) for message in messages]} for messages in conversations),
     )
