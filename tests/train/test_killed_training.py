@@ -18,7 +18,7 @@ from modelwright.train.checkpoint import checkpoints
 
 SETTINGS = (
     "--loop.num_steps=40",
-    "--loop.checkpoint_every=4",
+    "--loop.checkpoint.every=4",
     "--loop.micro_batch_size=4",
     "--loop.compile=false",
     "--max_seq_len=64",

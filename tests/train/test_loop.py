@@ -14,7 +14,7 @@ from modelwright.models.llama import Llama, LlamaConfig
 from modelwright.nn.init import init_weights
 from modelwright.optim.build import AdamWConfig, MuonConfig, OptimizerConfig
 from modelwright.optim.schedule import ScheduleConfig
-from modelwright.train.checkpoint import checkpoints
+from modelwright.train.checkpoint import CheckpointConfig, checkpoints
 from modelwright.train.loop import LoopConfig, Run, train
 from modelwright.train.objective import CausalLanguageModeling
 
@@ -107,8 +107,10 @@ def test_packed_loss_is_the_sum_of_separate_losses_and_documents_do_not_see_each
 @pytest.mark.parametrize("name", ["muon", "adamw"])
 @pytest.mark.parametrize("stop_at", [3, 7, 8])  # before, at and after the end of the first pass over the rows
 def test_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path, name, stop_at):
-    loop = plain_loop(num_steps=12, optimizer=OptimizerConfig(name=name), checkpoint_every=1, precision=None)
-    whole = train(tiny_model(), CausalLanguageModeling(), stream_loader(11), replace(loop, checkpoint_every=None))
+    saved = CheckpointConfig(every=1)
+    loop = plain_loop(num_steps=12, optimizer=OptimizerConfig(name=name), checkpoint=saved, precision=None)
+    unsaved = replace(loop, checkpoint=CheckpointConfig())
+    whole = train(tiny_model(), CausalLanguageModeling(), stream_loader(11), unsaved)
 
     def kill(run, report):
         if report.step == stop_at + 1:
@@ -123,7 +125,7 @@ def test_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path, name, stop_at):
 
 
 def test_resume_with_changed_settings_is_refused_and_names_them(tmp_path):
-    loop = plain_loop(num_steps=3, checkpoint_every=1)
+    loop = plain_loop(num_steps=3, checkpoint=CheckpointConfig(every=1))
     train(tiny_model(), CausalLanguageModeling(), stream_loader(), loop, folder=tmp_path)
     changed = replace(loop, num_steps=5, seed=9)
     with pytest.raises(ConfigError, match=r"num_steps was 3, is now 5; seed was 0, is now 9"):
@@ -131,18 +133,18 @@ def test_resume_with_changed_settings_is_refused_and_names_them(tmp_path):
 
 
 def test_damaged_checkpoint_is_named(tmp_path):
-    loop = plain_loop(num_steps=3, checkpoint_every=1)
+    loop = plain_loop(num_steps=3, checkpoint=CheckpointConfig(every=1))
     train(tiny_model(), CausalLanguageModeling(), stream_loader(), loop, folder=tmp_path)
     file = checkpoints(tmp_path)[-1] / "optimizer.safetensors"
     file.write_bytes(file.read_bytes()[:200])
-    with pytest.raises(CheckpointError, match="step-00000002 is damaged"):
+    with pytest.raises(CheckpointError, match="step-00000003 is damaged"):
         train(tiny_model(), CausalLanguageModeling(), stream_loader(), loop, folder=tmp_path)
 
 
 def test_only_the_newest_checkpoints_are_kept_and_a_model_folder_is_in_each(tmp_path):
-    loop = plain_loop(num_steps=6, checkpoint_every=1, num_checkpoints=2)
+    loop = plain_loop(num_steps=6, checkpoint=CheckpointConfig(every=1, num_kept=2))
     train(tiny_model(), CausalLanguageModeling(), stream_loader(), loop, folder=tmp_path)
-    assert [p.name for p in checkpoints(tmp_path)] == ["step-00000004", "step-00000005"]
+    assert [p.name for p in checkpoints(tmp_path)] == ["step-00000005", "step-00000006"]
     assert json.loads((checkpoints(tmp_path)[0] / "config.json").read_text())["model_type"] == "llama"
 
 
@@ -163,7 +165,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_weights():
     with torch.no_grad():
         model.norm.weight.fill_(float("nan"))
     before = model.embed.weight.clone()
-    with pytest.raises(ConfigError, match="not finite at step 1"):
+    with pytest.raises(ConfigError, match="stopped at step 4: 4 steps in a row.*not finite"):
         train(model, CausalLanguageModeling(), stream_loader(), plain_loop())
     assert torch.equal(model.embed.weight, before)
 

@@ -24,6 +24,7 @@ from modelwright.models.weights import load_model
 from modelwright.ops.life import LifeConfig, Step
 from modelwright.tokenizer.formats import load_tokenizer
 from modelwright.tokenizer.train import train_bpe
+from modelwright.train.checkpoint import CheckpointConfig
 from modelwright.train.finetune import FinetuneConfig, run_finetune
 from modelwright.train.loop import LoopConfig
 from modelwright.train.pretrain import PretrainConfig, run_pretrain
@@ -76,7 +77,7 @@ def pretrain_step(config: LifeConfig) -> Step:
             tokenizer=config.out / "tokenizer",
             out=config.out / "base",
             minutes=config.minutes * PRETRAIN_FRACTION,
-            loop=LoopConfig(seed=config.seed, checkpoint_every=CHECKPOINT_STEPS),
+            loop=LoopConfig(seed=config.seed, checkpoint=CheckpointConfig(every=CHECKPOINT_STEPS)),
         )
         result = run_pretrain(recipe)
         return {**result.figures, **_score_base(config)}

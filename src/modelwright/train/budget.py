@@ -100,7 +100,7 @@ def kv_bytes_per_token(config: LlamaConfig, bytes_per_number: int = 2) -> int:
 def make_plan(config: LlamaConfig, loop: LoopConfig, row_len: int, num_steps: int) -> Plan:
     """Measure this machine for a second and work out what the run will take."""
     device = pick_device(loop.device)
-    is_bf16 = (loop.precision or ("bf16" if has_fast_bf16(device) else "fp32")) == "bf16"
+    is_bf16 = (loop.precision or ("bf16" if has_fast_bf16(device) else "fp32")) != "fp32"
     rate = measure_matmul_flops(device, torch.bfloat16 if is_bf16 else torch.float32)
     total, matmul = count_parameters(config)
     tokens_per_step = loop.micro_batch_size * loop.grad_accum_steps * row_len

@@ -32,6 +32,7 @@ from modelwright.optim.schedule import ScheduleConfig
 from modelwright.tokenizer.bpe import Tokenizer
 from modelwright.tokenizer.formats import load_tokenizer
 from modelwright.train.adapter import save_adapter
+from modelwright.train.checkpoint import continue_plan
 from modelwright.train.loop import Hook, LoopConfig, Run, measure_step_seconds, train
 from modelwright.train.objective import CausalLanguageModeling
 
@@ -148,11 +149,8 @@ def _resolve(config: FinetuneConfig, rows: Rows, work: Path, watch: Stopwatch) -
     kept = work / "plan.json"
     if kept.is_file():
         values = read_json(kept)
-        if values["settings"] != to_dict(config):
-            raise ConfigError(
-                f"{work} holds an unfinished run with other settings. Remove it to start anew, or set them back."
-            )
-        return build(LoopConfig, values["loop"])
+        kept_loop = build(LoopConfig, continue_plan(values, to_dict(config), work))
+        return kept_loop
     loop = config.loop
     if loop.num_steps is None:
         assert config.minutes is not None

@@ -1,9 +1,10 @@
 """The one training loop: it owns when things happen; the objective owns what happens in a step.
 
-A step takes ``grad_accum_steps`` micro-batches from the loader, hands them to the objective, calls the hooks, and
-saves a checkpoint when one is due. Everything that decides the course of a run (weights, optimizer state, step,
-place in the data, random state) is in the checkpoint, so a killed run that is taken up again ends bit for bit where
-an uninterrupted one would have, on CPU.
+A step takes ``grad_accum_steps`` micro-batches from the loader, hands them to the objective, saves a checkpoint when
+one is due, and then calls the hooks: an evaluation that fails costs no step. Everything that decides the course of a
+run (weights, their average, optimizer state, step, place in the data, random state, scale of the loss, the watchdog's
+memory) is in the checkpoint, so a killed run that is taken up again ends bit for bit where an uninterrupted one would
+have, on CPU.
 """
 
 import contextlib
@@ -13,19 +14,25 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from modelwright.base.device import can_compile, has_fast_bf16, pick_device
+from modelwright.base import distributed
+from modelwright.base.device import can_compile, pick_device
 from modelwright.base.errors import ConfigError
 from modelwright.base.progress import bar, human_count, track
-from modelwright.data.load import Batch, RowLoader
 from modelwright.optim.build import OptimizerConfig, make_optimizer
+from modelwright.optim.ema import Ema, EmaConfig
 from modelwright.optim.schedule import ScheduleConfig, make_schedule
-from modelwright.train.checkpoint import restore_newest, save_checkpoint
-from modelwright.train.objective import Objective, StepReport
+from modelwright.train.batches import check_batch
+from modelwright.train.checkpoint import CheckpointConfig, CheckpointWriter, restore_newest, roll_back
+from modelwright.train.memory import explain_out_of_memory
+from modelwright.train.objective import Objective, StepReport, clip_gradients
+from modelwright.train.precision import Precision, check_precision
+from modelwright.train.recompute import RecomputeConfig, apply_recompute
+from modelwright.train.watchdog import Watchdog, WatchdogConfig
 
 Hook = Callable[["Run", StepReport], None]
 
@@ -38,45 +45,91 @@ class LoopConfig:
     micro_batch_size: int = 16  # rows a forward pass
     grad_accum_steps: int = 1  # micro-batches an update
     max_grad_norm: float | None = 1.0  # None: no clipping
-    precision: str | None = None  # "bf16" (autocast over float32 weights) or "fp32"; None: bf16 where it is fast
+    precision: str | None = None  # bf16, fp16 or fp8 (products; weights are float32) or fp32; None: bf16 where fast
     compile: bool | None = None  # torch.compile the loss; None: where a compiler is found and the run is long enough
-    checkpoint_every: int | None = None  # steps; None: no checkpoints on the way
-    num_checkpoints: int = 2  # newest ones kept
     device: str | None = None  # None: a GPU where there is one, else the CPU
     seed: int = 0
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
+    recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
+    ema: EmaConfig | None = None  # None: the model ends as the last weights, not as their moving average
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "micro_batch_size", "grad_accum_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"loop.{name} is {value}; it must be at least 1.")
-        if self.precision not in (None, "bf16", "fp32"):
-            raise ConfigError(f"loop.precision is {self.precision!r}; known: bf16, fp32.")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise ConfigError(
+                f"loop.max_grad_norm is {self.max_grad_norm}; it must be above 0, or none for no clipping."
+            )
+        check_precision(self.precision)
 
 
 # Compilation costs about 20 s; shorter runs than this many steps do not earn it back.
 MIN_STEPS_TO_COMPILE = 200
 
 
+class Loader(Protocol):
+    """Where batches come from; `modelwright.data.load.RowLoader` is one."""
+
+    def next_batch(self) -> Any:
+        """Return the next micro-batch, a frozen dataclass of tensors with a method ``to``."""
+        ...
+
+    def state(self) -> dict[str, int]:
+        """Return the place in the data, as JSON can hold it."""
+        ...
+
+    def load_state(self, state: dict[str, int]) -> None:
+        """Go to a place that `state` returned."""
+        ...
+
+
+class Layout:
+    """How the model lies on devices: one process alone. Parallel layouts subclass it (`modelwright.train.parallel`)."""
+
+    group: Any = None  # the ranks that see different data; None: all there are
+    gradient_factor: float = (
+        1.0  # of the loss before the backward pass; above 1 where gradients are averaged over ranks
+    )
+
+    def place(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """Return the model as the loop calls it, on the device; called before the optimizer is made."""
+        return model.to(device)
+
+    def micro_step(self, *, is_last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Return the context of one forward and backward pass; gradients need to meet in the last one only."""
+        return contextlib.nullcontext()
+
+
 class Run:
     """One training run in progress: the state that a checkpoint saves, and the means to do a step."""
 
-    def __init__(self, model: nn.Module, objective: Objective, loader: RowLoader, config: LoopConfig):
+    def __init__(
+        self, model: nn.Module, objective: Objective, loader: Loader, config: LoopConfig, layout: Layout | None = None
+    ):
         if config.num_steps is None:
             raise ConfigError("loop.num_steps is not given and was not derived; set it to the number of updates.")
         self.config = config
         self.num_steps = config.num_steps
         self.device = pick_device(config.device)
-        self.model = model.to(self.device).train()
+        self.layout = layout or Layout()
+        self.precision = Precision(config.precision, self.device)
+        apply_recompute(model, config.recompute)
+        self.model = self.layout.place(self.precision.convert(model), self.device).train()
         self.objective = objective
         self.loader = loader
-        self.optimizer = make_optimizer(model, config.optimizer)
+        self.optimizer = make_optimizer(self.model, config.optimizer)
+        self.ema = Ema(self.model, config.ema) if config.ema is not None else None
         self.factor = make_schedule(config.schedule, config.num_steps)
+        self.watchdog = Watchdog(config.watchdog)
         self.step = 0
         self.losses: list[tuple[int, float]] = []
-        self.is_bf16 = (config.precision or ("bf16" if has_fast_bf16(self.device) else "fp32")) == "bf16"
+        self.last_rollback: Path | None = None
+        self._is_updated = False
         is_compiled = config.compile
         if is_compiled is None:
             is_compiled = can_compile() and config.num_steps >= MIN_STEPS_TO_COMPILE
@@ -85,45 +138,80 @@ class Run:
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context in which the loss is computed."""
-        if self.is_bf16:
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return contextlib.nullcontext()
+        return self.precision.autocast()
 
-    def compiled_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def compiled_loss(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the objective's loss, through the compiled version when there is one."""
         return self._loss(model, batch)
 
+    def sum_over_ranks(self, value: Tensor | float) -> float:
+        """Return the sum of a number over the ranks that see different data."""
+        return float(distributed.sum_over_ranks(torch.as_tensor(value, dtype=torch.float64), self.layout.group))
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a part of the step's loss, already divided by what the whole step is divided by."""
+        (loss * (self.precision.scale * self.layout.gradient_factor)).backward()
+
+    def update(self, loss: float) -> float:
+        """Clip the gradients, let the watchdog judge, update the weights and forget the gradients.
+
+        Args:
+            loss: Mean loss of the step, the same on every rank.
+
+        Returns:
+            The gradient norm before clipping.
+        """
+        gradients = [p.grad for p in self.optimizer.parameters() if p.grad is not None]
+        self.precision.unscale(gradients)
+        norm = clip_gradients(gradients, self.config.max_grad_norm)
+        self._is_updated = not self.precision.has_overflowed(norm) and self.watchdog.is_good(self.step + 1, loss, norm)
+        if self._is_updated:
+            self.optimizer.step()
+            if self.ema is not None:
+                self.ema.update()
+        self.optimizer.zero_grad()
+        return norm
+
     def do_step(self) -> StepReport:
-        """Take the next micro-batches and let the objective do one step."""
+        """Take the next micro-batches and let the objective do one step.
+
+        Raises:
+            DataError: A batch cannot be trained on.
+            DeviceError: The memory is not enough; the message says what to change.
+        """
         start = time.perf_counter()
         self.optimizer.set_factor(self.factor(self.step))
         batches = [self.loader.next_batch() for _ in range(self.config.grad_accum_steps)]
-        loss, num_trained, norm = self.objective.step(self, batches)
+        for batch in batches:
+            check_batch(self.model, batch)
+        self._is_updated = False
+        with explain_out_of_memory(self.config):
+            loss, num_trained, norm = self.objective.step(self, batches)
         self.step += 1
-        self.losses.append((self.step, loss))
+        if math.isfinite(loss):
+            self.losses.append((self.step, loss))
         return StepReport(
             step=self.step,
             loss=loss,
-            num_tokens=sum(batch.input_ids.numel() for batch in batches),
+            num_tokens=sum(self.objective.count_processed(batch) for batch in batches),
             num_trained_tokens=num_trained,
             gradient_norm=norm,
             learning_rate=next(self.optimizer.groups())["lr"],
             seconds=time.perf_counter() - start,
+            is_skipped=not self._is_updated,
         )
 
 
-def _compile_loss(objective: Objective) -> Callable[[nn.Module, Batch], Tensor]:
+def _compile_loss(objective: Objective) -> Callable[[nn.Module, Any], Tensor]:
     """Compile the loss with the batch's tensors as plain arguments; the shapes of a run are fixed."""
 
-    def plain(
-        model: nn.Module, inputs: Tensor, labels: Tensor, positions: Tensor | None, mask: Tensor | None
-    ) -> Tensor:
-        return objective.loss(model, Batch(inputs, labels, positions, mask))
+    def plain(model: nn.Module, kind: type, values: tuple[Any, ...]) -> Tensor:
+        return objective.loss(model, kind(*values))
 
     compiled = torch.compile(plain, dynamic=False)
 
-    def loss(model: nn.Module, batch: Batch) -> Tensor:
-        return compiled(model, batch.input_ids, batch.labels, batch.positions, batch.mask)
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        return compiled(model, type(batch), tuple(vars(batch).values()))
 
     return loss
 
@@ -131,12 +219,13 @@ def _compile_loss(objective: Objective) -> Callable[[nn.Module, Batch], Tensor]:
 def train(
     model: nn.Module,
     objective: Objective,
-    loader: RowLoader,
+    loader: Loader,
     config: LoopConfig,
     *,
     folder: Path | None = None,
     hooks: Sequence[Hook] = (),
     name: str = "train",
+    layout: Layout | None = None,
 ) -> Run:
     """Train the model in place to the last step, taking up the newest checkpoint in ``folder`` if there is one.
 
@@ -145,35 +234,68 @@ def train(
         objective: What a step is.
         loader: Where batches come from; a fresh one, its place is restored from a checkpoint.
         config: When things happen.
-        folder: Where checkpoints go; needed when ``checkpoint_every`` is set.
-        hooks: Called with the run and the report after each step.
+        folder: Where checkpoints go; needed when ``checkpoint.every`` is set.
+        hooks: Called with the run and the report after each step, and after a checkpoint that is due.
         name: Shown beside the progress bar.
+        layout: How the model lies on devices; None: this process alone.
 
     Raises:
-        ConfigError: The checkpoint was made with other settings, or the loss is no longer finite.
+        ConfigError: The checkpoint was made with other settings, or the run diverges.
+        DataError: A batch cannot be trained on.
+        DeviceError: The memory or the disk is full.
         CheckpointError: The checkpoint is damaged.
     """
-    if config.checkpoint_every and folder is None:
-        raise ConfigError("loop.checkpoint_every is set, but no folder was given to keep checkpoints in.")
+    if config.checkpoint.every and folder is None:
+        raise ConfigError("loop.checkpoint.every is set, but no folder was given to keep checkpoints in.")
     torch.manual_seed(config.seed)
-    run = Run(model, objective, loader, config)
+    run = Run(model, objective, loader, config, layout)
+    writer = None
     if folder is not None:
+        writer = CheckpointWriter(folder, config.checkpoint)
         restore_newest(run, folder)
+    try:
+        _do_steps(run, writer, hooks, name)
+    finally:
+        if writer is not None:
+            writer.wait(is_last=run.step == run.num_steps)
+    if run.ema is not None:
+        run.ema.copy_to_model()
+    run.model.eval()
+    return run
+
+
+def _do_steps(run: Run, writer: CheckpointWriter | None, hooks: Sequence[Hook], name: str) -> None:
+    every = run.config.checkpoint.every
     with bar(name, total=run.num_steps) as shown:
         shown.advance(run.step)
         while run.step < run.num_steps:
             report = run.do_step()
+            if run.watchdog.wants_rollback:
+                before = run.step
+                _recover(run, writer, report)
+                shown.advance(run.step - before)
+            elif every and writer is not None and _is_due(run, every):
+                writer.save(run)
             shown.advance()
             shown.describe(
                 f"loss {report.loss:.3f}  {human_count(report.num_tokens / max(report.seconds, 1e-9))} tokens/s"
             )
             for hook in hooks:
                 hook(run, report)
-            is_due = config.checkpoint_every and run.step % config.checkpoint_every == 0
-            if is_due and folder is not None and run.step < run.num_steps:
-                save_checkpoint(run, folder)
-    run.model.eval()
-    return run
+
+
+def _is_due(run: Run, every: int) -> bool:
+    # While the watchdog suspects the weights they are not saved over those that it may go back to.
+    return run.step == run.num_steps or (run.step % every == 0 and not run.watchdog.num_in_row)
+
+
+def _recover(run: Run, writer: CheckpointWriter | None, report: StepReport) -> None:
+    """Go back to a checkpoint where that is left; else the watchdog accepts the new level of the loss or stops."""
+    if writer is not None and run.watchdog.may_roll_back():
+        writer.wait()
+        if roll_back(run, writer.folder):
+            return
+    run.watchdog.accept_or_stop(report.step, report.loss)
 
 
 def measure_step_seconds(run: Run, num_steps: int = 6) -> float:

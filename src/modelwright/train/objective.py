@@ -2,9 +2,11 @@
 
 The loop owns *when*; an objective owns *what*. Most only say what the loss of a micro-batch is and inherit `step`:
 sum the losses of all micro-batches, divide by the trained tokens of the whole global batch (so that any split into
-micro-batches gives the same gradient), clip, update. A method with several models or updates overrides `step`.
+micro-batches and ranks gives the same gradient), clip, update. A method with several models or updates overrides
+`step`.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modelwright.base.errors import ConfigError
 from modelwright.data.load import Batch
 from modelwright.data.pack import IGNORED
 from modelwright.models.moe_decoder import MoeOutput
@@ -27,12 +28,13 @@ class StepReport:
     """What one step did."""
 
     step: int  # counted from 1
-    loss: float  # mean over the trained tokens, nats
+    loss: float  # mean over the trained tokens, nats; NaN where there were none
     num_tokens: int  # positions processed, trained or not
     num_trained_tokens: int
     gradient_norm: float  # before clipping
     learning_rate: float  # of the first parameter group
     seconds: float
+    is_skipped: bool = False  # the watchdog, or fp16's scale, did not let the update through
 
 
 class Objective:
@@ -42,30 +44,33 @@ class Objective:
         """Return the loss of a micro-batch summed over its trained tokens, as a scalar to differentiate."""
         raise NotImplementedError
 
+    def count_trained(self, batch: Batch) -> int:
+        """Return over how many things the loss of a micro-batch is summed; by default its trained tokens."""
+        return int((batch.labels != IGNORED).sum())
+
+    def count_processed(self, batch: Batch) -> int:
+        """Return how many positions a micro-batch makes the model process, for the speed that is shown."""
+        return batch.input_ids.numel()
+
     def step(self, run: "Run", batches: Sequence[Batch]) -> tuple[float, int, float]:
         """Do one update from the micro-batches of a global batch.
 
         Returns:
             Mean loss in nats a trained token, the number of trained tokens, the gradient norm before clipping.
         """
-        num_trained = sum(int((batch.labels != IGNORED).sum()) for batch in batches)
+        num_trained = run.sum_over_ranks(sum(self.count_trained(batch) for batch in batches))
         if num_trained == 0:
-            return 0.0, 0, 0.0
-        total = 0.0
-        for batch in batches:
-            with run.autocast():
-                summed = run.compiled_loss(run.model, batch.to(run.device))
-            (summed / num_trained).backward()
-            total += float(summed.detach())
-        norm = clip_gradients(run.optimizer.parameters(), run.config.max_grad_norm)
-        if total != total or norm != norm or norm == float("inf"):
-            raise ConfigError(
-                f"The loss or gradient is not finite at step {run.step + 1} (loss sum {total}, gradient norm {norm}). "
-                "The weights were not changed. Lower optimizer learning rates, or check the data for broken rows."
-            )
-        run.optimizer.step()
-        run.optimizer.zero_grad()
-        return total / num_trained, num_trained, norm
+            run.watchdog.skip(run.step + 1, "the batch has no trainable token")
+            return math.nan, 0, 0.0
+        total = torch.zeros((), device=run.device)
+        for index, batch in enumerate(batches):
+            with run.layout.micro_step(is_last=index == len(batches) - 1):
+                with run.autocast():
+                    summed = run.compiled_loss(run.model, batch.to(run.device))
+                run.backward(summed / num_trained)
+            total += summed.detach()
+        loss = run.sum_over_ranks(total) / num_trained
+        return loss, int(num_trained), run.update(loss)
 
 
 class CausalLanguageModeling(Objective):
@@ -86,10 +91,17 @@ class CausalLanguageModeling(Objective):
         return loss
 
 
-def clip_gradients(parameters: Sequence[Tensor], max_norm: float | None) -> float:
-    """Scale all gradients so that their joint norm is at most ``max_norm``; return the norm before."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
+def clip_gradients(gradients: Sequence[Tensor], max_norm: float | None) -> float:
+    """Scale all gradients so that their joint norm is at most ``max_norm``; return the norm before.
+
+    Sharded gradients (DTensors) count as what they are shards of: the norm is that of the whole.
+    """
+    if not gradients:
+        return 0.0
     norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+    whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
     if max_norm is not None:
-        torch._foreach_mul_(gradients, torch.clamp(max_norm / (norm + 1e-6), max=1.0))
-    return float(norm)
+        # A gradient that is not finite is left alone here: the watchdog sees the norm, and skips the step.
+        factor = torch.clamp(max_norm / (whole + 1e-6), max=1.0)
+        torch._foreach_mul_(list(gradients), factor)
+    return float(whole)

@@ -31,6 +31,7 @@ from modelwright.nn.init import init_weights
 from modelwright.tokenizer.bpe import Tokenizer
 from modelwright.tokenizer.formats import load_tokenizer
 from modelwright.train.budget import count_parameters, derive_batch_tokens, derive_shape, flops_per_token
+from modelwright.train.checkpoint import continue_plan
 from modelwright.train.loop import Hook, LoopConfig, Run, measure_step_seconds, train
 from modelwright.train.objective import CausalLanguageModeling
 
@@ -143,11 +144,8 @@ def _resolve(
     kept = work / "plan.json"
     if kept.is_file():
         values = read_json(kept)
-        if values["settings"] != to_dict(config):
-            raise ConfigError(
-                f"{work} holds an unfinished run with other settings. Remove it to start anew, or set them back."
-            )
-        return LlamaConfig.from_hf(values["model"]), build(LoopConfig, values["loop"]), values["matmul_flops"]
+        kept_loop = build(LoopConfig, continue_plan(values, to_dict(config), work))
+        return LlamaConfig.from_hf(values["model"]), kept_loop, values["matmul_flops"]
     device = pick_device(config.loop.device)
     rate = measure_matmul_flops(device, torch.bfloat16 if has_fast_bf16(device) else torch.float32, 0.5)
     num_tokens = sum(len(ids) for ids in documents)
