@@ -17,8 +17,8 @@ from modelwright.rag.embed import (
     PACKAGE,
     Embedder,
     MissingEmbedderError,
-    _batches,
     _read_prompts,
+    even_batches,
     find_embedder,
 )
 
@@ -68,7 +68,7 @@ def test_no_texts_give_no_vectors(embedder: Embedder):
 @pytest.mark.parametrize("lengths", [[1], [5] * 2000, list(range(1, 257)), [1] * 50 + [256] * 50, [300_000]])
 def test_batches_hold_every_text_once_with_little_padding(lengths: list[int]):
     texts = [tuple(range(n)) for n in lengths]
-    batches = list(_batches(texts))
+    batches = list(even_batches(texts))
     assert [ids for batch in batches for ids in batch] == texts
     padded = sum(len(batch) * max(map(len, batch)) for batch in batches)
     assert padded <= 1.1 * sum(lengths) + 256 * len(batches)

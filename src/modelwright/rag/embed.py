@@ -104,7 +104,9 @@ class Embedder:
         config: Any = self._model.config
         self.size: int = config.hidden_size
         self.max_tokens = min(_read_max_tokens(self.folder), config.max_seq_len)
-        self._tokenizer = _read_tokenizer(self.folder, self.max_tokens)
+        self._whole_tokenizer = read_tokenizer(self.folder)
+        self._tokenizer = read_tokenizer(self.folder)
+        self._tokenizer.enable_truncation(self.max_tokens)
         self.hash = hash_file(self.folder / "model.safetensors")
 
     def describe(self) -> dict[str, Any]:
@@ -116,18 +118,26 @@ class Embedder:
 
         Texts beyond ``max_tokens`` are cut; ``role`` picks the prompt of encoders that publish one.
         """
+        return self.embed_ids(self.encode(texts, role))
+
+    def encode(self, texts: Sequence[str], role: Role = "passage", *, is_cut: bool = True) -> list[tuple[int, ...]]:
+        """Return the token ids of each text, special tokens included; at most ``max_tokens`` unless not ``is_cut``."""
         prompt = self._prompts.get(role, "")
-        encodings = self._tokenizer.encode_batch([prompt + text for text in texts])
+        tokenizer = self._tokenizer if is_cut else self._whole_tokenizer
+        return [tuple(encoding.ids) for encoding in tokenizer.encode_batch([prompt + text for text in texts])]
+
+    def embed_ids(self, ids: Sequence[tuple[int, ...]]) -> np.ndarray:
+        """Return one unit vector a sequence of token ids, shape (sequences, size), float32."""
         rows: dict[tuple[int, ...], list[int]] = {}
-        for row, encoding in enumerate(encodings):
-            rows.setdefault(tuple(encoding.ids), []).append(row)
-        vectors = np.zeros((len(texts), self.size), np.float32)
+        for row, one in enumerate(ids):
+            rows.setdefault(one, []).append(row)
+        vectors = np.zeros((len(ids), self.size), np.float32)
         distinct = sorted(rows, key=len)
         with bar("vectors", len(distinct)) as shown, torch.inference_mode():
-            for batch in _batches(distinct):
+            for batch in even_batches(distinct):
                 states = self._pool(batch).cpu().numpy()
-                for ids, vector in zip(batch, states, strict=True):
-                    vectors[rows[ids]] = vector
+                for one, vector in zip(batch, states, strict=True):
+                    vectors[rows[one]] = vector
                 shown.advance(len(batch))
         return vectors
 
@@ -142,7 +152,7 @@ class Embedder:
         return torch.nn.functional.normalize(pool_states(states, mask, self.pooling).float(), dim=-1)
 
 
-def _batches(texts: Sequence[tuple[int, ...]]) -> Iterator[Sequence[tuple[int, ...]]]:
+def even_batches(texts: Sequence[tuple[int, ...]]) -> Iterator[Sequence[tuple[int, ...]]]:
     """Cut token ids sorted by length into batches of bounded size and little padding."""
     start, tokens = 0, 0
     for place, ids in enumerate(texts):
@@ -156,14 +166,19 @@ def _batches(texts: Sequence[tuple[int, ...]]) -> Iterator[Sequence[tuple[int, .
         yield texts[start:]
 
 
-def _read_tokenizer(folder: Path, max_tokens: int) -> Tokenizer:
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """Read the tokenizer of an encoder's folder, without padding and without cutting.
+
+    Raises:
+        CheckpointError: There is none, or it is damaged.
+    """
     file = folder / "tokenizer.json"
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises bare Exception for a missing or damaged file
         raise CheckpointError(f"{file} cannot be read as a tokenizer: {error}. Fetch the encoder again.") from error
     tokenizer.no_padding()
-    tokenizer.enable_truncation(max_tokens)
+    tokenizer.no_truncation()
     return tokenizer
 
 
