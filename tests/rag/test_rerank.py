@@ -47,7 +47,7 @@ def test_scores_do_not_depend_on_neighbours_and_repeat_for_equal_pairs(tmp_path)
     alone = np.concatenate([encoder.score([pair]) for pair in PAIRS])
     assert np.abs(scores - alone).max() < 1e-6
     assert np.ptp(scores) > 0.01
-    assert encoder.count_tokens([("a b", "c")]) == 6
+    assert encoder.pair_lengths([("a b", "c")]) == [6]
 
 
 @pytest.mark.peer
@@ -68,7 +68,7 @@ def test_long_pairs_are_cut_at_the_longer_text(tmp_path):
     write_reranker(tmp_path)
     encoder = CrossEncoder(tmp_path, dtype=torch.float32, device="cpu")
     cut = encoder.score([("a b", "c " * 500), ("a b", "c " * (24 - 5))])
-    assert cut[0] == cut[1] and encoder.count_tokens([("a b", "c " * 500)]) == 24
+    assert cut[0] == cut[1] and encoder.pair_lengths([("a b", "c " * 500)]) == [505]
 
 
 def test_a_model_that_is_no_reranker_is_refused(tmp_path):

@@ -139,9 +139,9 @@ def parse_events() -> Any:
     return events
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def start() -> Any:
-    """Start another server for one test."""
+    """Start another server."""
     return running
 
 

@@ -55,8 +55,7 @@ def quickstart(
         str(out / "chat"),
         out / "index",
         name="quickstart",
-        host="127.0.0.1",
-        port=port,
+        address=("127.0.0.1", port),
         embedder=embedder,
     )
 

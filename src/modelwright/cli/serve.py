@@ -10,10 +10,14 @@ from modelwright.engine.engine import EngineConfig
 from modelwright.engine.speculative import SpeculationConfig
 from modelwright.engine.stream import AsyncEngine
 from modelwright.models.hub import fetch
+from modelwright.models.sentence import encoder_kind
+from modelwright.rag.embed import Embedder
 from modelwright.rag.index import Index
+from modelwright.rag.rerank import CrossEncoder
 from modelwright.serve.app import ServeConfig, create_app
 from modelwright.serve.app import serve as run_server
 from modelwright.serve.port import check_port
+from modelwright.serve.vectors import Encoders
 from modelwright.studio import PAGE
 
 
@@ -24,18 +28,35 @@ def serve(
     name: Annotated[str | None, typer.Option(help="What clients call the model; else its folder's name.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
-    embedder: Annotated[str | None, typer.Option(help="Sentence encoder, where the index's own has moved.")] = None,
+    embedder: Annotated[
+        str | None, typer.Option(help="Sentence encoder for /v1/embeddings, and for the index.")
+    ] = None,
+    reranker: Annotated[str | None, typer.Option(help="Cross-encoder for /v1/rerank and /v1/score.")] = None,
     speculate: Annotated[
         bool, typer.Option(help="Guess tokens that repeat earlier text and check several at once; same answers.")
     ] = False,
     api_key_file: Annotated[Path | None, typer.Option(help="Keys that may ask; make them with mw keys.")] = None,
 ) -> None:
-    """Serve MODEL, an index, or both, with the OpenAI API under /v1 and the page at /."""
+    """Serve MODEL, an index, or both, with the OpenAI API under /v1 and the page at /.
+
+    MODEL may also be a sentence encoder or a reranker, which then serves vectors or scores alone.
+    """
     check_port(host, port)
     mode: Literal["generated", "extractive"] = "generated" if generate else "extractive"
     config = ServeConfig(answer_mode=mode, api_key_file=api_key_file)
     settings = EngineConfig(speculation=SpeculationConfig() if speculate else None)
-    start(config, model, index, name=name, host=host, port=port, embedder=embedder, engine_config=settings)
+    kind = encoder_kind(fetch(model)) if model is not None else None
+    encoders = open_encoders(model if kind == "encoder" else embedder, model if kind == "reranker" else reranker)
+    model = model if kind is None else None
+    start(config, model, index, name=name, address=(host, port), embedder=embedder, engine=settings, encoders=encoders)
+
+
+def open_encoders(embedder: str | None, reranker: str | None) -> Encoders:
+    """Load a sentence encoder and a reranker; each is called by its folder's name."""
+    return Encoders(
+        {Path(embedder).name: Embedder(embedder)} if embedder else {},
+        {Path(reranker).name: CrossEncoder(reranker)} if reranker else {},
+    )
 
 
 def start(
@@ -44,16 +65,17 @@ def start(
     index: Path | None,
     *,
     name: str | None,
-    host: str,
-    port: int,
-    embedder: str | None,
-    engine_config: EngineConfig | None = None,
+    address: tuple[str, int],
+    embedder: str | None = None,
+    engine: EngineConfig | None = None,
+    encoders: Encoders | None = None,
 ) -> None:
     """Open what is to be served, say where, and serve it until interrupted."""
+    host, port = address
     opened = Index.open(index, embedder=embedder) if index is not None else None
-    engine = AsyncEngine(fetch(model), config=engine_config) if model is not None else None
+    writer = AsyncEngine(fetch(model), config=engine) if model is not None else None
     name = name or Path(model or index or "modelwright").name
-    app = create_app(config, engine, engine.tokenizer if engine else None, name, opened, PAGE)
+    app = create_app(config, writer, writer.tokenizer if writer else None, name, opened, PAGE, encoders)
     shown = f"[{host}]" if ":" in host else host
     console.print(f"[bold]http://{shown}:{port}/[/bold]  the page; http://{shown}:{port}/v1  the API. Ctrl-C ends.")
     try:
@@ -61,5 +83,5 @@ def start(
     except KeyboardInterrupt:  # Ctrl-C is how a server is meant to end
         console.print("stopped")
     finally:
-        if engine is not None:
-            engine.stop()
+        if writer is not None:
+            writer.stop()

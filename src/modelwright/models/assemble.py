@@ -120,7 +120,7 @@ def build_empty(source: Path, values: Mapping[str, Any]) -> nn.Module:
         CheckpointError: The architecture is unknown, or the config asks for what the code does not compute.
     """
     try:
-        model_class = _find_class(values)
+        model_class = find_class(values)
         with torch.device("meta"), _NoDraws():
             model: nn.Module = model_class(model_class.config_class.from_hf(values))
             if values.get("quantization_config") is not None:
@@ -151,7 +151,7 @@ def _find_family(values: Mapping[str, Any]) -> dict[str, Any]:
     return lookup(FAMILIES, family, "model_type")
 
 
-def _find_class(values: Mapping[str, Any]) -> Any:
+def find_class(values: Mapping[str, Any]) -> Any:
     """Return the class for a config's model_type and architecture.
 
     Raises:

@@ -8,7 +8,7 @@ Source: Reimers and Gurevych 2019, arXiv 1908.10084, section 3. Not here: learne
 """
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from modelwright.base.errors import CheckpointError, ConfigError
 from modelwright.base.files import read_json, write_json
+from modelwright.models.assemble import find_class
 from modelwright.models.heads import pool_states
-from modelwright.models.weights import load_model, save_model
+from modelwright.models.weights import load_model, read_config, save_model
 
 MODULES = "modules.json"
 TYPES = "sentence_transformers.models"
@@ -68,6 +69,17 @@ def load_sentence_encoder(
     encoder = load_model(folder / kinds.get("Transformer", ""), dtype=dtype, device=device, task="encoder")
     pooling = _read_pooling(folder / kinds["Pooling"] / "config.json") if "Pooling" in kinds else "mean"
     return SentenceEncoder(encoder, pooling, "Normalize" in kinds).eval()
+
+
+def encoder_kind(path: str | Path) -> Literal["encoder", "reranker"] | None:
+    """Say what sort of encoder a model's folder holds; None: no encoder, but a model that writes text."""
+    folder = Path(path)
+    if folder.is_file():
+        return None
+    found = find_class(read_config(folder))
+    if not hasattr(found, "is_encoder"):
+        return None
+    return "reranker" if getattr(found, "task", None) == "sequence_classification" else "encoder"
 
 
 def save_sentence_encoder(model: SentenceEncoder, directory: str | Path) -> None:

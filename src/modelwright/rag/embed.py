@@ -32,7 +32,7 @@ HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 BATCH_TOKENS = 4096  # in one forward pass on a CPU; measured best of 1k..8k on two Zen 4 cores
 MAX_PADDING = 0.04  # of a batch: beyond this the next batch begins
 
-Role = Literal["passage", "query"]
+Role = Literal["passage", "query", "plain"]  # plain: without the prompt that some encoders publish for the others
 
 
 class MissingEmbedderError(MissingExtraError):
@@ -103,6 +103,7 @@ class Embedder:
         self._model, self.pooling = sentence.encoder, sentence.pooling
         config: Any = self._model.config
         self.size: int = config.hidden_size
+        self.vocab_size: int = config.vocab_size
         self.max_tokens = min(_read_max_tokens(self.folder), config.max_seq_len)
         self._whole_tokenizer = read_tokenizer(self.folder)
         self._tokenizer = read_tokenizer(self.folder)

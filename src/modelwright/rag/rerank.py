@@ -50,12 +50,13 @@ class CrossEncoder:
             )
         self._has_types = getattr(config, "num_token_types", 1) > 1
         self.max_tokens: int = config.max_seq_len
+        self._whole_tokenizer = read_tokenizer(self.folder)
         self._tokenizer = read_tokenizer(self.folder)
         self._tokenizer.enable_truncation(self.max_tokens, strategy="longest_first")
 
-    def count_tokens(self, pairs: Sequence[Pair]) -> int:
-        """Return how many tokens are read for these pairs."""
-        return sum(len(encoding.ids) for encoding in self._tokenizer.encode_batch(list(pairs)))
+    def pair_lengths(self, pairs: Sequence[Pair]) -> list[int]:
+        """Return the tokens of each pair, before any cut."""
+        return [len(encoding.ids) for encoding in self._whole_tokenizer.encode_batch(list(pairs))]
 
     def score(self, pairs: Sequence[Pair]) -> np.ndarray:
         """Return the score of each pair, shape (pairs,), float32: the sigmoid of the model's logit.

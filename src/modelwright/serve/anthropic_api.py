@@ -182,7 +182,7 @@ class AnthropicRoutes:
     async def _read(self, request: Request, implemented: frozenset[str]) -> dict[str, Any]:
         served = self.served
         body = await read_json(request, served.config.max_body_bytes, served.config.body_timeout_seconds)
-        if served.check_model(body.get("model")) != served.model_name or served.engine is None:
+        if served.check_writer(body.get("model")) != served.model_name or served.engine is None:
             message = f"{body['model']} answers on /v1/chat/completions; this route takes a language model."
             raise RequestError(message, param="model", code="unsupported_model")
         anthropic_fields.check_names(body, implemented)

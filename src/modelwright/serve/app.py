@@ -22,6 +22,7 @@ from modelwright.serve.openai_api import OpenAIRoutes
 from modelwright.serve.page import CONTENT_SECURITY_POLICY, PageRoutes
 from modelwright.serve.port import check_port
 from modelwright.serve.served import ServeConfig, Served
+from modelwright.serve.vectors import Encoders, VectorRoutes
 from modelwright.serve.web import (
     ASGIApp,
     ClientDisconnect,
@@ -59,6 +60,7 @@ def create_app(
     model_name: str,
     index: "Index | None",
     page: Path | None,
+    encoders: Encoders | None = None,
 ) -> FastAPI:
     """Return the application over an engine, an index of documents, or both.
 
@@ -67,11 +69,12 @@ def create_app(
         tokenizer: The engine's.
         model_name: What clients call the language model; the documents answer under it with ``-documents`` added.
         page: Folder of the web page's files; None serves no page.
+        encoders: Sentence encoders and rerankers, each under a name of its own.
 
     Raises:
         ConfigError: There is nothing to serve, or the parts contradict each other.
     """
-    served = Served(config, engine, tokenizer, model_name, index)
+    served = Served(config, engine, tokenizer, model_name, index, encoders)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -84,6 +87,7 @@ def create_app(
     install_handlers(app)
     OpenAIRoutes(served).install(app)
     AnthropicRoutes(served).install(app)
+    VectorRoutes(served).install(app)
     PageRoutes(served, page).install(app)
     HealthRoutes(served).install(app)
     if config.api_key_file is not None:

@@ -11,7 +11,7 @@ from modelwright.serve.web import ASGIApp, Receive, Scope, Send
 
 OPEN = frozenset({"/health/live", "/health/ready"})
 SCOPE_OF = {"/metrics": "metrics", "/openapi.json": "inference"}
-GUARDED = ("/v1/", "/api/", "/tokenize", "/detokenize", "/metrics", "/openapi.json")
+GUARDED = ("/v1/", "/v2/", "/api/", "/rerank", "/score", "/tokenize", "/detokenize", "/metrics", "/openapi.json")
 
 
 class Gate:

@@ -190,7 +190,7 @@ class OpenAIRoutes:
         """Answer a conversation."""
         served = self.served
         body = await self._read(request)
-        name = served.check_model(body.get("model"))
+        name = served.check_writer(body.get("model"))
         is_quoted = name == served.documents_name
         fields.check_names(body, fields.DOCUMENTS if is_quoted else fields.CHAT)
         how = fields.streaming(body)
@@ -210,7 +210,7 @@ class OpenAIRoutes:
         """Continue one prompt or many."""
         served = self.served
         body = await self._read(request)
-        name = served.check_model(body.get("model"))
+        name = served.check_writer(body.get("model"))
         if name != served.model_name:
             message = f"{name} answers questions; it does not continue texts. Use /v1/chat/completions."
             raise RequestError(message, param="model", code="unsupported_model")
@@ -257,7 +257,7 @@ class OpenAIRoutes:
 
     def _check_tokenizer(self, body: Mapping[str, Any]) -> Served:
         if body.get("model") is not None:
-            self.served.check_model(body["model"])
+            self.served.check_writer(body["model"])
         if self.served.engine is None:
             raise RequestError("No language model is served here, so there are no tokens.", code="unsupported_model")
         return self.served

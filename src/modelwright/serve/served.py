@@ -17,6 +17,7 @@ from modelwright.base.types import FinishReason, TopLogprobs, Usage
 from modelwright.serve.errors import EngineDownError
 from modelwright.serve.metrics import Metrics
 from modelwright.serve.tool_calls import CallDelta
+from modelwright.serve.vectors import Encoders
 
 if TYPE_CHECKING:  # a server of documents alone needs no engine, so importing this room loads none
     from modelwright.engine.stream import AsyncEngine
@@ -113,8 +114,10 @@ class Served:
         tokenizer: "Tokenizer | None",
         model_name: str,
         index: "Index | None",
+        encoders: Encoders | None = None,
     ):
-        if engine is None and index is None:
+        self.encoders = encoders or Encoders()
+        if engine is None and index is None and not self.encoders.names:
             raise ConfigError("There is nothing to serve: give a model, an index of documents, or both.")
         if engine is not None and tokenizer is None:
             raise ConfigError("The model has no tokenizer; give the one that it was trained with.")
@@ -141,7 +144,7 @@ class Served:
     def model_names(self) -> list[str]:
         """The names that a request can give as its model."""
         names = [self.model_name] if self.engine is not None else []
-        return names + ([self.documents_name] if self.index is not None else [])
+        return names + ([self.documents_name] if self.index is not None else []) + self.encoders.names
 
     def check_model(self, name: Any) -> str:
         """Return the model that a request names; a missing or unknown name is the client's error."""
@@ -152,6 +155,13 @@ class Served:
             message = f"The model {name!r} is not served here. Served: {', '.join(self.model_names)}."
             raise RequestError(message, param="model", code="model_not_found", status=404)
         return name
+
+    def check_writer(self, name: Any) -> str:
+        """Return the model that a request names, which must be one that writes text."""
+        if self.check_model(name) in self.encoders.names:
+            message = f"{name} makes vectors or scores; it writes no text. Use /v1/embeddings, /v1/rerank or /v1/score."
+            raise RequestError(message, param="model", code="unsupported_model")
+        return str(name)
 
     @property
     def max_context(self) -> int:
