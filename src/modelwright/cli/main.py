@@ -1,7 +1,8 @@
 """``mw``: finds the verb, runs it, and turns what goes wrong into one line and an exit code.
 
 Only the verb that was asked for is imported, so that ``mw --help`` answers at once. Exit codes: 0 done, 1 an error that
-the message explains, 2 the command was written wrongly, 130 interrupted.
+the message explains, 2 the command was written wrongly, 3 done, but some input could not be used and was set aside, 130
+interrupted.
 """
 
 import difflib
@@ -35,7 +36,7 @@ VERBS = {
     ),
     "data": Verb(
         "modelwright.cli.data:data",
-        "read, clean, deduplicate, redact and split documents; write instruction pairs",
+        "read, clean, deduplicate, redact and split documents; run pipelines; single steps on JSON lines",
         "mw data my-docs/ --out runs/data",
         takes_settings=True,
     ),
@@ -48,6 +49,11 @@ VERBS = {
         "modelwright.cli.tokenizer:tokenizer",
         "train a tokenizer (BPE, Unigram, WordPiece); compare several; audit one",
         "mw tokenizer train runs/data --out runs/tokenizer",
+    ),
+    "shards": Verb(
+        "modelwright.cli.shards:shards",
+        "encode the texts of data sets once, into token shards that runs read from disk",
+        "mw shards runs/data --tokenizer runs/tokenizer --out runs/tokens",
     ),
     "plan": Verb(
         "modelwright.cli.plan:plan",
@@ -174,7 +180,7 @@ def _run_verb(name: str, arguments: list[str]) -> int:
     else:
         app.command(name, context_settings=open_context, epilog=epilog)(verb)
     command = typer.main.get_command(verb if isinstance(verb, typer.Typer) else app)
-    if is_open and (unknown := _unknown_flag(arguments, command)):
+    if is_open and (unknown := _unknown_flag(arguments, _part_of(command, arguments))):
         return _complain(f"{unknown} `mw {name} --help` shows what it takes.", 2)
     try:
         with command.make_context(f"mw {name}", arguments) as context:
@@ -187,8 +193,19 @@ def _run_verb(name: str, arguments: list[str]) -> int:
     return 0
 
 
+def _part_of(command: Any, arguments: list[str]) -> Any:
+    """Return the command that the arguments are for: of a verb of several the part that is named, or its default."""
+    parts = getattr(command, "commands", None)
+    if not parts:
+        return command
+    name = arguments[0] if arguments and arguments[0] in parts else command.default_part
+    return parts[name]
+
+
 def _unknown_flag(arguments: list[str], command: Any) -> str:
     """Say which flag a verb that takes settings does not know; ``--name=value`` is left to the settings."""
+    if not command.context_settings.get("ignore_unknown_options"):
+        return ""
     known = ["--help", *(name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts))]
     for argument in arguments:
         if argument.startswith("-") and "=" not in argument and argument not in known:

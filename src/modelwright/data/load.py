@@ -1,7 +1,8 @@
 """Batches in an order that a seed fixes, and that can be taken up again at any point.
 
 A loader's whole state is (epoch, row): the rows of an epoch are made anew from the seed, so a resumed run sees the
-same batches as an uninterrupted one, also across the end of an epoch.
+same batches as an uninterrupted one, also across the end of an epoch. For many ranks, mixtures and rows on disk there
+is `data.feed`.
 """
 
 from collections.abc import Callable
@@ -57,12 +58,8 @@ class RowLoader:
             size = min(self.batch_size, len(self._rows))
         part = slice(self.row, self.row + size)
         self.row += size
-        rows = self._rows
-        documents = None if rows.document_ids is None else rows.document_ids[part]
-        inputs, labels = torch.from_numpy(rows.input_ids[part]), torch.from_numpy(rows.labels[part])
-        if documents is None:
-            return Batch(inputs, labels)
-        return Batch(inputs, labels, torch.from_numpy(document_positions(documents)), block_causal_mask(documents))
+        rows, documents = self._rows, self._rows.document_ids
+        return make_batch(Rows(rows.input_ids[part], rows.labels[part], None if documents is None else documents[part]))
 
     def state(self) -> dict[str, int]:
         """Return where the loader stands."""
@@ -72,6 +69,15 @@ class RowLoader:
         """Go to a place that `state` returned."""
         self.epoch, self.row = state["epoch"], state["row"]
         self._rows = self._make_rows(self.epoch)
+
+
+def make_batch(rows: Rows) -> Batch:
+    """Return rows as tensors, with positions and mask where they have boundaries."""
+    inputs, labels = torch.from_numpy(rows.input_ids), torch.from_numpy(rows.labels)
+    if rows.document_ids is None:
+        return Batch(inputs, labels)
+    positions = torch.from_numpy(document_positions(rows.document_ids))
+    return Batch(inputs, labels, positions, block_causal_mask(rows.document_ids))
 
 
 def block_causal_mask(document_ids: np.ndarray) -> Tensor:

@@ -84,20 +84,32 @@ def pack_rows(examples: Sequence[tuple[Sequence[int], Sequence[bool]]], row_len:
             f"None of the {len(examples)} examples can be trained on: each is longer than {row_len + 1} tokens or has "
             "no token to learn. Raise max_seq_len or check the data."
         )
-    order = sorted(kept, key=lambda i: (-len(examples[i][0]), i))
+    rows = [[kept[i] for i in row] for row in best_fit([len(examples[i][0]) - 1 for i in kept], row_len)]
+    return _fill(examples, rows, row_len, pad_id, len(examples) - len(kept))
+
+
+def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
+    """Lay items into rows, longest first, each into the fullest row that has room; return each row's items.
+
+    Args:
+        lengths: Of each item, at most ``room``.
+        room: Of each row.
+
+    >>> best_fit([3, 7, 5, 5], 10)
+    [[1, 0], [2, 3]]
+    """
     rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (free positions, row), sorted
-    for i in order:
-        need = len(examples[i][0]) - 1
-        place = bisect.bisect_left(room, (need, -1))
-        if place < len(room):
-            free, row = room.pop(place)
+    free: list[tuple[int, int]] = []  # (free positions, row), sorted
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        place = bisect.bisect_left(free, (lengths[i], -1))
+        if place < len(free):
+            left, row = free.pop(place)
         else:
-            free, row = row_len, len(rows)
+            left, row = room, len(rows)
             rows.append([])
         rows[row].append(i)
-        bisect.insort(room, (free - need, row))
-    return _fill(examples, rows, row_len, pad_id, len(examples) - len(kept))
+        bisect.insort(free, (left - lengths[i], row))
+    return rows
 
 
 def _fill(
