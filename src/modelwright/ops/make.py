@@ -3,7 +3,7 @@
 Every function reads its parents from their folders, writes one artifact with its manifest, and returns its figures.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from modelwright.evaluate.baselines import ngram_bits_per_byte
 from modelwright.evaluate.perplexity import evaluate_text
 from modelwright.models.scoring import context_len
 from modelwright.models.weights import load_model
+from modelwright.ops.texts import stream_texts
 from modelwright.tokenizer import ALGORITHMS
 from modelwright.tokenizer.bpe import Tokenizer
 from modelwright.tokenizer.compare import bytes_per_token
@@ -35,6 +36,7 @@ from modelwright.tokenizer.formats import load_tokenizer
 
 MAX_COMPARED_TOKENS = 16_384
 MAX_COMPARED_ROW = 512
+MAX_MEASURED_CHARS = 4_000_000  # of text on which a new tokenizer is measured
 MAX_SCORED_CONTEXT = 2048  # tokens; longer windows cost memory and change bits per byte little
 
 
@@ -91,8 +93,10 @@ def make_tokenizer(
 ) -> dict[str, Any]:
     """Train a tokenizer and measure it on the held-out part of its data sets, else on what it was trained on.
 
+    The text is streamed, so memory follows the number of different words and not its length.
+
     Args:
-        sources: Data sets that ``mw data`` made, and files or folders of documents as they are.
+        sources: Data sets that ``mw data`` made, and files or folders of documents (JSON lines too) as they are.
         out: Folder of the artifact.
         vocab_size: Pieces in all.
         algorithm: A name in `modelwright.tokenizer.ALGORITHMS`.
@@ -103,12 +107,11 @@ def make_tokenizer(
     """
     paths = [sources] if isinstance(sources, Path) else list(sources)
     train_on: Callable[..., Tokenizer] = lookup(ALGORITHMS, algorithm, "algorithm")
-    parts = [_parts_of(path) for path in paths]
-    train, held_out = ([text for part in parts for text in part[index]] for index in (0, 1))
-    tokenizer = train_on(train, vocab_size)
+    tokenizer = train_on(stream_texts(paths), vocab_size)
+    held_out = _first_texts(stream_texts(paths, held_out=True))
     figures = {
         "vocab_size": tokenizer.vocab_size,
-        "bytes_per_token": bytes_per_token(tokenizer, held_out or train),
+        "bytes_per_token": bytes_per_token(tokenizer, held_out or _first_texts(stream_texts(paths))),
         "measured_on": "held-out" if held_out else "training",
     }
     settings = {"vocab_size": vocab_size, "algorithm": algorithm, "sources": [path.name for path in paths]}
@@ -121,16 +124,17 @@ def make_tokenizer(
 
 def read_texts(path: Path) -> list[str]:
     """Return the texts of a data set (its held-out part where it has one), a file, or a folder of documents."""
-    train, held_out = _parts_of(path)
-    return held_out or train
+    return list(stream_texts([path], held_out=True)) or list(stream_texts([path]))
 
 
-def _parts_of(path: Path) -> tuple[list[str], list[str]]:
-    """Return the training and held-out texts of a data set; documents as they are have no held-out part."""
-    if _is_artifact(path):
-        train, held_out = load_dataset(path)
-        return _texts(train), _texts(held_out)
-    return _texts(read_documents(path).documents), []
+def _first_texts(texts: Iterator[str]) -> list[str]:
+    """Return texts up to ``MAX_MEASURED_CHARS``."""
+    found: list[str] = []
+    room = MAX_MEASURED_CHARS
+    while room > 0 and (text := next(texts, None)) is not None:
+        found.append(text[:room])
+        room -= len(text)
+    return found
 
 
 def _is_artifact(path: Path) -> bool:

@@ -1,0 +1,124 @@
+"""Texts one after another, from wherever they stand, with no more in memory than one document.
+
+JSON lines give their ``text``; plain text comes in pieces that end with a line, or else a word; data sets that
+``mw data`` made give their training or held-out part; other formats are read file by file. Training a tokenizer reads
+this way, so its memory follows the number of different words and not the length of the text.
+"""
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from modelwright.base.artifact import MANIFEST, read_manifest
+from modelwright.base.errors import DataError
+from modelwright.base.files import read_jsonl
+from modelwright.base.logs import get_logger
+from modelwright.data import PARSERS
+from modelwright.data.pipeline import TRAIN, VALIDATION
+from modelwright.data.read import read_documents
+
+PIECE_CHARS = 1 << 20
+MAX_LINE_CHARS = 64 << 20
+_LINES = (".jsonl", ".ndjson")
+_WHOLE_BYTES = 1 << 24  # plain text up to this is read at once, by the reader that mends encodings
+
+logger = get_logger(__name__)
+
+
+def stream_texts(paths: Sequence[Path], *, held_out: bool = False) -> Iterator[str]:
+    """Yield the texts of data sets, files and folders, in order; folders by the names of their files.
+
+    Args:
+        paths: Data sets, ``.txt``, ``.jsonl`` or other documents, and folders of them.
+        held_out: Yield the held-out part of data sets, and nothing of the rest.
+
+    Raises:
+        DataError: A path does not exist, is an artifact of another kind, or a line or character is damaged.
+    """
+    for path in paths:
+        if (path / MANIFEST).is_file():
+            yield from _of_dataset(path, VALIDATION if held_out else TRAIN)
+        elif not held_out:
+            yield from _of_path(path)
+
+
+def _of_dataset(path: Path, part: str) -> Iterator[str]:
+    kind = read_manifest(path).kind
+    if kind != "dataset":
+        raise DataError(f"{path} is an artifact of kind {kind!r}; expected a dataset, as mw data makes it.")
+    for row in read_jsonl(path / part):
+        yield str(row["text"])
+
+
+def _of_path(path: Path) -> Iterator[str]:
+    if not path.exists():
+        raise DataError(f"{path} does not exist. Give text files (.txt, .jsonl), folders of them, or data sets.")
+    if path.is_file():
+        yield from _of_file(path)
+        return
+    known = {*PARSERS, *_LINES}
+    files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in known and _is_plain(file, path)]
+    if not files:
+        raise DataError(f"{path} holds nothing readable. Expected files of {' '.join(sorted(known))}.")
+    for file in files:
+        try:
+            yield from _of_file(file)
+        except DataError as error:
+            logger.warning("left out: %s", error)
+
+
+def _is_plain(file: Path, root: Path) -> bool:
+    is_hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
+    return file.is_file() and not file.is_symlink() and not is_hidden
+
+
+def _of_file(path: Path) -> Iterator[str]:
+    if path.suffix.lower() in _LINES:
+        yield from _of_lines(path)
+    elif path.suffix.lower() == ".txt" and path.stat().st_size > _WHOLE_BYTES:
+        yield from _of_long_text(path)
+    else:
+        for document in read_documents(path).documents:
+            yield document.text
+
+
+def _of_lines(path: Path) -> Iterator[str]:
+    with open(path, encoding="utf-8") as handle:
+        number = 0
+        while line := _read_line(handle, path, number := number + 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise DataError(f"{path}, line {number}: not valid JSON ({error}). Mend or remove the line.") from error
+            text = row.get("text") if isinstance(row, dict) else None
+            if not isinstance(text, str):
+                raise DataError(f'{path}, line {number}: expected an object with a "text", found {line[:60]!r}.')
+            yield text
+
+
+def _read_line(handle: io.TextIOBase, path: Path, number: int) -> str:
+    try:
+        line = handle.readline(MAX_LINE_CHARS + 1)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}, line {number} or behind it: not UTF-8 ({error.reason}). Convert the file.") from error
+    if len(line) > MAX_LINE_CHARS:
+        raise DataError(f"{path}, line {number} has more than {MAX_LINE_CHARS:,} characters. Cut the document up.")
+    return line
+
+
+def _of_long_text(path: Path) -> Iterator[str]:
+    rest = ""
+    try:
+        with open(path, encoding="utf-8-sig") as handle:
+            while piece := handle.read(PIECE_CHARS):
+                piece = rest + piece
+                end = max(piece.rfind("\n"), 0) or max(piece.rfind(" "), 0) or len(piece)
+                yield piece[:end]
+                rest = piece[end:] if end < len(piece) else ""
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 ({error.reason}); long files are not mended. Convert it.") from error
+    if rest:
+        yield rest
