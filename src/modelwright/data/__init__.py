@@ -1,12 +1,46 @@
 """What is learned from: reading, cleaning, removing duplicates, redaction, conversations, packing."""
 
+# One document a file: bytes in, text out.
 PARSERS = {
     ".docx": "modelwright.data.parse:parse_docx",
     ".htm": "modelwright.data.parse:parse_html",
     ".html": "modelwright.data.parse:parse_html",
+    ".jpeg": "modelwright.data.parse:parse_image",
+    ".jpg": "modelwright.data.parse:parse_image",
     ".md": "modelwright.data.parse:parse_markdown",
     ".pdf": "modelwright.data.parse:parse_pdf",
+    ".png": "modelwright.data.parse:parse_image",
+    ".tif": "modelwright.data.parse:parse_image",
+    ".tiff": "modelwright.data.parse:parse_image",
     ".txt": "modelwright.data.parse:parse_text",
+    ".webp": "modelwright.data.parse:parse_image",
+}
+
+# One document a row.
+TABLES = {
+    ".arrow": "modelwright.data.tables:read_arrow_rows",
+    ".csv": "modelwright.data.tables:read_csv_rows",
+    ".jsonl": "modelwright.data.tables:read_jsonl_rows",
+    ".ndjson": "modelwright.data.tables:read_jsonl_rows",
+    ".parquet": "modelwright.data.tables:read_parquet_rows",
+    ".tsv": "modelwright.data.tables:read_csv_rows",
+}
+
+# Files within a file.
+ARCHIVES = {
+    ".bz2": "modelwright.data.archive:unpack_stream",
+    ".gz": "modelwright.data.archive:unpack_stream",
+    ".tar": "modelwright.data.archive:unpack_tar",
+    ".tar.bz2": "modelwright.data.archive:unpack_tar",
+    ".tar.gz": "modelwright.data.archive:unpack_tar",
+    ".tar.xz": "modelwright.data.archive:unpack_tar",
+    ".tar.zst": "modelwright.data.archive:unpack_tar",
+    ".tgz": "modelwright.data.archive:unpack_tar",
+    ".warc": "modelwright.data.warc:unpack_warc",
+    ".warc.gz": "modelwright.data.warc:unpack_warc",
+    ".xz": "modelwright.data.archive:unpack_stream",
+    ".zip": "modelwright.data.archive:unpack_zip",
+    ".zst": "modelwright.data.archive:unpack_stream",
 }
 
 # What a pipeline file calls a step; each target is a frozen dataclass of the step's settings (data/step.py).

@@ -2,7 +2,8 @@
 
 Text files keep their exact content, so an offset into the document is an offset into the file. For HTML, PDF and DOCX
 the document is the extracted text, and offsets point into that. A file that cannot be read raises `Unreadable` with
-the reason in words. Every reader bounds what it will unpack. Pictures are not read: no OCR here.
+the reason in words. Every reader bounds what it will unpack. Pictures, and pages of a PDF that are pictures, are read
+by OCR where Tesseract is installed (data/ocr.py).
 """
 
 import codecs
@@ -11,17 +12,20 @@ import io
 import logging
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from modelwright.base.errors import MissingExtraError
 from modelwright.base.progress import human_bytes
+from modelwright.data.entry import Unreadable
+from modelwright.data.ocr import NEED, OcrConfig, has_ocr, read_image_file, read_picture
 
 MAX_TEXT_BYTES = 32 * 10**6  # of one document; the longest novels have 6 MB
 MAX_HTML_BYTES = 8 * 10**6  # the extractor takes 9 s a megabyte of dense markup
 MAX_UNPACKED_BYTES = 256 * 10**6  # of one .docx archive
 MAX_PAGES = 10_000
+MAX_DRAWN_PIXELS = 50 * 10**6  # of a page that goes to OCR
 _MAX_NUL_FRACTION = 0.01
 
 # The longer marks first: UTF-32 in little-endian order begins with the mark of UTF-16.
@@ -35,10 +39,6 @@ _MARKS = (
 _CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?\s*([\w.:-]{1,40})""", re.IGNORECASE)
 _TITLE = re.compile(r"<title[^>]*>(.{1,500}?)</title>", re.IGNORECASE | re.DOTALL)
 _HEADING = re.compile(r"^\ufeff?#{1,6}[ \t]+(.+?)(?:[ \t]+#+)?[ \t\r]*$", re.MULTILINE)
-
-
-class Unreadable(Exception):  # noqa: N818 - a verdict on one file that the reader records, not an error of the house
-    """A file that cannot be read; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,12 @@ def _decode_html(data: bytes) -> str:
     return _decode(data, encoding or "utf-8").lstrip("\ufeff").replace("\0", "")
 
 
-def parse_pdf(data: bytes) -> Parsed:
-    """Read the text layer of a PDF page by page; ``metadata["pages"]`` holds the offset at which each page begins."""
+def parse_pdf(data: bytes, ocr: OcrConfig | None = None, on_page: Callable[[], None] = lambda: None) -> Parsed:
+    """Read a PDF page by page; ``metadata["pages"]`` holds the offset at which each page begins.
+
+    A page without a text layer that holds a picture is read by OCR; ``metadata["ocr_pages"]`` lists those, counted from
+    1, and ``metadata["pages_not_read"]`` those that could not be read. ``on_page`` is called after each page.
+    """
     try:
         import pypdfium2
     except ImportError:
@@ -139,30 +143,91 @@ def parse_pdf(data: bytes) -> Parsed:
         if "password" in str(error).lower():
             raise Unreadable("encrypted PDF: it needs a password; save a copy without one") from None
         raise Unreadable(f"damaged or truncated PDF ({error})") from None
+    reader = _PdfReader(pdf, ocr or OcrConfig(), on_page)
     try:
         if not 0 < len(pdf) <= MAX_PAGES:
             raise Unreadable(f"the PDF has {len(pdf)} pages; expected 1 to {MAX_PAGES}")
         title = _encodable((pdf.get_metadata_dict().get("Title") or "").strip())
-        text, pages = _join_pages(_pdf_pages(pdf))
+        text, pages = _join_pages(reader.pages())
     except pypdfium2.PdfiumError as error:
         raise Unreadable(f"damaged PDF ({error})") from None
     finally:
         pdf.close()
     if not text.strip():
-        raise Unreadable(f"the PDF's {len(pages)} pages hold pictures but no text layer; run OCR on it first")
-    return Parsed(text, title, {"pages": pages})
+        why = reader.why_not or "and no picture that OCR could read"
+        raise Unreadable(f"the PDF's {len(pages)} pages have no text layer: {why}")
+    found = {"pages": pages, "ocr_pages": reader.ocr_pages, "pages_not_read": reader.not_read}
+    return Parsed(text, title, {key: value for key, value in found.items() if value})
 
 
-def _pdf_pages(pdf: Any) -> Iterator[str]:
-    for number in range(len(pdf)):
-        page = pdf[number]
-        layer = page.get_textpage()
-        text = layer.get_text_bounded()
-        layer.close()
-        page.close()
-        # PDFium marks a word divided at a line end with U+FFFE (or U+0002): join its halves.
-        text = re.sub("[\ufffe\x02](\r?\n)?", "", text).replace("\r\n", "\n").replace("\r", "\n")
-        yield _encodable(text.replace("\0", "")).strip("\n")
+class _PdfReader:
+    """The pages of one PDF, and which of them were pictures."""
+
+    def __init__(self, pdf: Any, ocr: OcrConfig, on_page: Callable[[], None]):
+        self._pdf = pdf
+        self._ocr = ocr
+        self._on_page = on_page
+        self._can_read = ocr.enabled and has_ocr()
+        self.ocr_pages: list[int] = []
+        self.not_read: list[int] = []
+        self.why_not = ""
+
+    def pages(self) -> Iterator[str]:
+        for number in range(1, len(self._pdf) + 1):
+            page = self._pdf[number - 1]
+            text = _page_text(page)
+            if not text.strip() and _has_picture(page):
+                text = self._read_picture(page, number)
+            page.close()
+            yield text
+            self._on_page()
+
+    def _read_picture(self, page: Any, number: int) -> str:
+        if not self._can_read:
+            self.why_not = NEED if self._ocr.enabled else "its pages are pictures, and ocr.enabled is off"
+            self.not_read.append(number)
+            return ""
+        width, height = page.get_size()
+        scale = self._ocr.dots_per_inch / 72
+        # A page may claim any size; draw it as large as a picture may be.
+        scale = min(scale, (MAX_DRAWN_PIXELS / max(1.0, width * height)) ** 0.5)
+        try:
+            text = read_picture(page.render(scale=scale, grayscale=True).to_pil(), self._ocr)
+        except Unreadable as error:
+            self.why_not = str(error)
+            self.not_read.append(number)
+            return ""
+        self.ocr_pages.append(number)
+        return _encodable(text)
+
+
+def _page_text(page: Any) -> str:
+    layer = page.get_textpage()
+    text = layer.get_text_bounded()
+    layer.close()
+    # PDFium marks a word divided at a line end with U+FFFE (or U+0002): join its halves.
+    text = re.sub("[\ufffe\x02](\r?\n)?", "", text).replace("\r\n", "\n").replace("\r", "\n")
+    return _encodable(text.replace("\0", "")).strip("\n")
+
+
+def _has_picture(page: Any) -> bool:
+    from pypdfium2 import raw
+
+    # Shapes count too: a page may be drawn as outlines of letters. A loop of forms within forms ends at the depth.
+    kinds = [raw.FPDF_PAGEOBJ_IMAGE, raw.FPDF_PAGEOBJ_PATH, raw.FPDF_PAGEOBJ_SHADING]
+    return next(iter(page.get_objects(filter=kinds, max_depth=4)), None) is not None
+
+
+def parse_image(data: bytes, ocr: OcrConfig | None = None, on_page: Callable[[], None] = lambda: None) -> Parsed:
+    """Read the text in a picture by OCR; ``metadata["pages"]`` holds where each page of a TIFF begins."""
+    pages = read_image_file(data, ocr or OcrConfig(), on_page)
+    text, offsets = _join_pages(iter(_encodable(page) for page in pages))
+    if not text.strip():
+        raise Unreadable("OCR found no text in the picture")
+    numbers = list(range(1, len(pages) + 1))
+    return Parsed(
+        text.rstrip("\n") + "\n", metadata={"ocr_pages": numbers, **({"pages": offsets} if len(pages) > 1 else {})}
+    )
 
 
 def _join_pages(pages: Iterator[str]) -> tuple[str, list[int]]:
