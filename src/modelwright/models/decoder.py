@@ -18,7 +18,8 @@ from modelwright.nn.decode_state import KVState
 class CausalOutput(NamedTuple):
     """What a language model returns."""
 
-    logits: Tensor  # (B, T, V), or (B, 1, V) for last_only, in the dtype of the weights
+    logits: Tensor  # (B, T, V), or (B, 1, V) for last_only, in the dtype of the weights; empty for hidden_only
+    hidden: Tensor | None = None  # (B, T, D) the input of the output matrix, for hidden_only
 
 
 class LayerCache(NamedTuple):
@@ -138,15 +139,19 @@ class Decoder(nn.Module):
         mask: Tensor | None = None,
         state: Any = None,
         last_only: bool = False,
+        hidden_only: bool = False,
     ) -> CausalOutput:
         """Return the logits of the next token at every position, or at the last one for ``last_only``.
 
-        ``attention_mask`` (B, T) marks tokens with 1 and padding with 0; the other arguments are those of `hidden`.
+        ``attention_mask`` (B, T) marks tokens with 1 and padding with 0. ``hidden_only`` leaves the output matrix to a
+        loss that applies it piece by piece. The other arguments are those of `hidden`.
         """
         if attention_mask is not None:
             padding = padding_mask(attention_mask)  # (B, 1, T, T)
             mask = padding if mask is None else mask & padding
         h = self.hidden(input_ids, positions, mask, state)
+        if hidden_only:
+            return CausalOutput(h[..., :0], h)
         return CausalOutput(self.lm_head(h[:, -1:] if last_only else h))
 
     def num_parameters(self) -> int:

@@ -21,6 +21,7 @@ class MoeOutput(NamedTuple):
     logits: Tensor  # (B, T, V), or (B, 1, V) for last_only, in the dtype of the weights
     routings: tuple[Routing, ...]  # of each layer that routes, in their order
     auxiliary: Tensor | None  # (B,) what to add to the mean loss of each row; None when not training, or not asked for
+    hidden: Tensor | None = None  # (B, T, D) the input of the output matrix, for hidden_only
 
 
 class MoeDecoder(Decoder):
@@ -35,6 +36,7 @@ class MoeDecoder(Decoder):
         mask: Tensor | None = None,
         state: Any = None,
         last_only: bool = False,
+        hidden_only: bool = False,
     ) -> MoeOutput:
         """Return the logits as `Decoder.forward` does, where the tokens went, and the loss that keeps it even.
 
@@ -54,8 +56,10 @@ class MoeDecoder(Decoder):
                 mask=mask,
                 state=state,
                 last_only=last_only,
+                hidden_only=hidden_only,
             )
-        return MoeOutput(out.logits, tuple(routings), self._auxiliary(routings) if self.training else None)
+        auxiliary = self._auxiliary(routings) if self.training else None
+        return MoeOutput(out.logits, tuple(routings), auxiliary, out.hidden)
 
     def _auxiliary(self, routings: list[Routing]) -> Tensor | None:
         o: MoeOptions = self.config.experts

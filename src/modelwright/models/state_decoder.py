@@ -76,13 +76,17 @@ class StateDecoder(Decoder):
         mask: Tensor | None = None,
         state: Any = None,
         last_only: bool = False,
+        hidden_only: bool = False,
     ) -> CausalOutput:
         """Return the logits of the next token at every position, or at the last one for ``last_only``.
 
-        ``attention_mask`` (B, T) marks tokens with 1 and padding with 0; the other arguments are those of `hidden`.
+        ``attention_mask`` (B, T) marks tokens with 1 and padding with 0. ``hidden_only`` leaves the output matrix to a
+        loss that applies it piece by piece. The other arguments are those of `hidden`.
         """
         is_token = None if attention_mask is None or bool(attention_mask.all()) else attention_mask.bool()
         h = self.hidden(input_ids, positions, mask, state, is_token)
+        if hidden_only:
+            return CausalOutput(h[..., :0], h)
         return CausalOutput(self.lm_head(h[:, -1:] if last_only else h))
 
     def new_state(self, batch_size: int, max_seq_len: int | None = None, dtype: torch.dtype | None = None) -> KVState:

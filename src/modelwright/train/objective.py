@@ -17,7 +17,9 @@ from torch.nn import functional as F
 
 from modelwright.data.load import Batch
 from modelwright.data.pack import IGNORED
+from modelwright.models.decoder import Decoder
 from modelwright.models.moe_decoder import MoeOutput
+from modelwright.nn.cross_entropy import MAX_LOGITS, head_loss
 
 if TYPE_CHECKING:
     from modelwright.train.loop import Run
@@ -74,7 +76,14 @@ class Objective:
 
 
 class CausalLanguageModeling(Objective):
-    """Predict each token from those before it."""
+    """Predict each token from those before it.
+
+    Args:
+        max_logits: How many logits may stand in memory at once; None: those of all positions.
+    """
+
+    def __init__(self, max_logits: int | None = MAX_LOGITS):
+        self.max_logits = max_logits
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the summed cross-entropy of the trained positions, computed in float32.
@@ -82,13 +91,28 @@ class CausalLanguageModeling(Objective):
         A model with experts adds what keeps their load even: the loss of each row, as often as the row has trained
         positions. So it counts as part of the mean over these, and no split into micro-batches changes it.
         """
-        out = model(batch.input_ids, positions=batch.positions, mask=batch.mask)  # logits (B, T, V)
-        loss = F.cross_entropy(
-            out.logits.float().flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORED, reduction="sum"
-        )
+        bare = unwrap(model)
+        in_pieces = self.max_logits is not None and isinstance(bare, Decoder)
+        extra = {"hidden_only": True} if in_pieces else {}
+        out = model(batch.input_ids, positions=batch.positions, mask=batch.mask, **extra)
+        if in_pieces:
+            assert self.max_logits is not None
+            head: nn.Module = bare.lm_head  # type: ignore[assignment]
+            loss = head_loss(head, out.hidden, batch.labels, ignored=IGNORED, max_logits=self.max_logits)
+        else:  # logits (B, T, V)
+            loss = F.cross_entropy(
+                out.logits.float().flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORED, reduction="sum"
+            )
         if isinstance(out, MoeOutput) and out.auxiliary is not None:
             loss = loss + (out.auxiliary * (batch.labels != IGNORED).sum(1)).sum()
         return loss
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the model inside of what torch.compile and DistributedDataParallel wrap."""
+    for name in ("_orig_mod", "module"):
+        model = getattr(model, name, model)
+    return model
 
 
 def clip_gradients(gradients: Sequence[Tensor], max_norm: float | None) -> float:
