@@ -21,6 +21,7 @@ from modelwright.serve.metrics import Metrics
 from modelwright.serve.openai_api import OpenAIRoutes
 from modelwright.serve.page import CONTENT_SECURITY_POLICY, PageRoutes
 from modelwright.serve.port import check_port
+from modelwright.serve.responses_api import ResponsesRoutes
 from modelwright.serve.served import ServeConfig, Served
 from modelwright.serve.vectors import Encoders, VectorRoutes
 from modelwright.serve.web import (
@@ -87,6 +88,7 @@ def create_app(
     install_handlers(app)
     OpenAIRoutes(served).install(app)
     AnthropicRoutes(served).install(app)
+    ResponsesRoutes(served).install(app)
     VectorRoutes(served).install(app)
     PageRoutes(served, page).install(app)
     HealthRoutes(served).install(app)
