@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelwright.data.clean import clean_text, reject_reason, repair_mojibake
+from modelwright.base.types import Document
+from modelwright.data.clean import Clean, Readable, clean_text, reject_reason, repair_mojibake
 
 
 @settings(max_examples=200, deadline=None)
@@ -72,3 +73,14 @@ def test_what_is_no_document_is_told_why():
     assert "letters and digits" in reject_reason("=-=-=-=- " * 20, 10, 1000, 0.3)
     assert reject_reason("A sentence of ordinary words.", 10, 1000, 0.3) == ""
     assert reject_reason("\u8fd9\u662f\u4e00\u4e2a\u666e\u901a\u7684\u53e5\u5b50\u3002" * 3, 10, 1000, 0.3) == ""
+
+
+def test_both_as_steps():
+    dirty, clean = Document("a", "x\u00a0y \r\n", title="t"), Document("a", "x y\n", title="t")
+    assert Clean().change(dirty) == clean and Clean().change(clean) is clean
+    assert Readable().reason(Document("b", "a " * 32)) == "too short: 63 characters, at least 64"
+    assert Readable().reason(Document("b", "a " * 32 + "b")) == ""
+    assert "10001 characters" in Readable().reason(Document("c", "a" * 10_001))
+    assert Readable().reason(Document("c", "a" * 10_000)) == ""
+    assert Readable().reason(Document("d", "a" * 25 + "-" * 75)) == ""
+    assert "only 24%" in Readable().reason(Document("d", "a" * 24 + "-" * 76))

@@ -3,6 +3,7 @@
 import math
 import pickle
 import random
+from pathlib import Path
 
 import pytest
 
@@ -27,11 +28,11 @@ def test_trained_beside_its_controls_and_used_as_a_filter(tmp_path):
     assert figures.auc > 0.98 and 0.25 < figures.shuffled_auc < 0.75
     assert figures.num_train + figures.num_held_out == 300
     classifier.save(tmp_path / "quality")
-    step = pickle.loads(pickle.dumps(QualityFilter(str(tmp_path / "quality"))))
+    step = pickle.loads(pickle.dumps(QualityFilter(tmp_path / "quality")))
     assert step.reason(Document("a", "history and evidence and w1")) == ""
     assert step.reason(Document("b", "click here to subscribe, login w1")).startswith("quality 0.")
     score = classifier.score("history w7 click", "good")
-    just_kept, just_gone = (QualityFilter(str(tmp_path / "quality"), score + d) for d in (-1e-6, 1e-6))
+    just_kept, just_gone = (QualityFilter(tmp_path / "quality", score + d) for d in (-1e-6, 1e-6))
     assert just_kept.reason(Document("c", "history w7 click")) == ""
     assert "at least" in just_gone.reason(Document("c", "history w7 click"))
 
@@ -55,8 +56,8 @@ def test_perplexity_bounds_and_who_sets_the_scorer():
 
 def test_refusals(tmp_path):
     with pytest.raises(ConfigError, match="from 0 to 1"):
-        QualityFilter("x", min_score=1.5)
+        QualityFilter(Path("x"), min_score=1.5)
     with pytest.raises(DataError, match="does not exist"):
-        QualityFilter(str(tmp_path / "none")).reason(Document("x", "a"))
+        QualityFilter(tmp_path / "none").reason(Document("x", "a"))
     with pytest.raises(DataError, match="two kinds"):
         train_quality([], ["a", "b"])

@@ -44,7 +44,18 @@ ARCHIVES = {
 }
 
 # What a pipeline file calls a step; each target is a frozen dataclass of the step's settings (data/step.py).
-STEPS: dict[str, str] = {}
+STEPS: dict[str, str] = {
+    "clean": "modelwright.data.clean:Clean",
+    "readable": "modelwright.data.clean:Readable",
+    "gopher_quality": "modelwright.data.filters:GopherQuality",
+    "gopher_repetition": "modelwright.data.filters:GopherRepetition",
+    "c4_lines": "modelwright.data.boilerplate:C4Lines",
+    "c4_page": "modelwright.data.filters:C4Page",
+    "fineweb_lines": "modelwright.data.filters:FineWebLines",
+    "page_furniture": "modelwright.data.boilerplate:PageFurniture",
+    "quality": "modelwright.data.quality:QualityFilter",
+    "perplexity": "modelwright.data.quality:PerplexityFilter",
+}
 
 # Formats of post-training data, the first that fits a row's keys is taken; rivals for a key stand before plainer ones.
 FORMATS = {

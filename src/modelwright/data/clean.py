@@ -7,6 +7,9 @@ one line of many megabytes.
 
 import re
 import unicodedata
+from dataclasses import dataclass, replace
+
+from modelwright.base.types import Document
 
 # Ligatures that fonts use for plain letters; a search for "file" must find them.
 _LIGATURES = {0xFB00: "ff", 0xFB01: "fi", 0xFB02: "fl", 0xFB03: "ffi", 0xFB04: "ffl", 0xFB05: "st", 0xFB06: "st"}
@@ -106,3 +109,26 @@ def reject_reason(text: str, min_chars: int, max_word_chars: int, min_alnum_frac
     if num_letters < min_alnum_fraction * length:
         return f"only {num_letters / length:.0%} letters and digits, at least {min_alnum_fraction:.0%}"
     return ""
+
+
+@dataclass(frozen=True)
+class Clean:
+    """`clean_text` as a step."""
+
+    def change(self, document: Document) -> Document:
+        """Return the document with its text mended."""
+        text = clean_text(document.text)
+        return document if text == document.text else replace(document, text=text)
+
+
+@dataclass(frozen=True)
+class Readable:
+    """`reject_reason` as a step: keeps what is text at all. The defaults are those of ``mw data``."""
+
+    min_chars: int = 64  # shorter documents go
+    max_word_chars: int = 10_000  # a longer run without a blank is data, not text
+    min_alnum_fraction: float = 0.25  # letters and digits among all characters
+
+    def reason(self, document: Document) -> str:
+        """Say why the document is no text; empty if it is."""
+        return reject_reason(document.text, self.min_chars, self.max_word_chars, self.min_alnum_fraction)

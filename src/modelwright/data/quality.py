@@ -13,6 +13,7 @@ low scores; a perplexity is not comparable between tokenizers, so no threshold i
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -95,7 +96,7 @@ def area_under_curve(scores: Sequence[float], is_positive: Sequence[bool]) -> fl
 class QualityFilter:
     """Keeps documents that a trained classifier takes for good."""
 
-    model: str  # folder of the classifier
+    model: Path  # folder of the classifier
     min_score: float = 0.5  # 0 to 1; lower goes
     label: str = GOOD
 
@@ -105,7 +106,7 @@ class QualityFilter:
 
     def reason(self, document: Document) -> str:
         """Say that the score is too low; empty if it is not."""
-        score = cached_classifier(self.model).score(document.text, self.label)
+        score = cached_classifier(str(self.model)).score(document.text, self.label)
         return "" if score >= self.min_score else f"quality {score:.3f}, at least {self.min_score}"
 
 
