@@ -50,6 +50,11 @@ VERBS = {
         "train a tokenizer (BPE, Unigram, WordPiece); compare several; audit one",
         "mw tokenizer train runs/data --out runs/tokenizer",
     ),
+    "template": Verb(
+        "modelwright.cli.template:template",
+        "show what a chat template trains, in colour; check it; design one from roles",
+        "mw template show runs/chat",
+    ),
     "shards": Verb(
         "modelwright.cli.shards:shards",
         "encode the texts of data sets once, into token shards that runs read from disk",

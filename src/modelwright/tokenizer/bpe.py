@@ -318,7 +318,13 @@ class Tokenizer:
 
     def _chat(self, messages: Messages, add_generation_prompt: bool, is_mask_needed: bool, tools: Tools) -> ChatTokens:
         template = self._needed_template()
-        rendered = template.render(messages, add_generation_prompt, tools)
+        rendered = template.render(messages, add_generation_prompt, tools, find_generated=is_mask_needed)
+        if is_mask_needed and template.marks_generation:  # the template says itself what is learned
+            marked = rendered.generated
+            ids, starts = self._encode_marked(
+                rendered.text, rendered.marks, {place for span in marked for place in span}
+            )
+            return ChatTokens(ids, [any(start <= at < end for start, end in marked) for at in starts])
         found = assistant_spans(template, messages, rendered.text, tools)
         spans = [span for span in found if span is not None]
         if is_mask_needed and len(spans) < len(found):

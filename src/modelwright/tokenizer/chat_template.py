@@ -11,6 +11,7 @@ Source: the rendering rules of ``transformers`` (trim_blocks, lstrip_blocks, loo
 as plain text (`tokenizer.tool_text`). Not done: documents as a template argument.
 """
 
+import contextvars
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -60,16 +61,26 @@ class Rendered:
 
     text: str
     marks: tuple[tuple[int, int, str], ...]  # start, end (characters), the token's text; in order
+    generated: tuple[tuple[int, int], ...] = ()  # what stands inside {% generation %}, where that was asked for
+
+
+# The two private characters that stand around generated text while a template is filled to find it; none: not asked.
+_BRACKETS: contextvars.ContextVar[tuple[str, str]] = contextvars.ContextVar("brackets", default=("", ""))
 
 
 class _GenerationTag(jinja2.ext.Extension):
-    """Accept ``{% generation %}``, which some templates use to mark the assistant's text, as its plain content."""
+    """``{% generation %}`` marks the assistant's text; its content is a block of its own, as in ``transformers``."""
 
     tags = {"generation"}
 
     def parse(self, parser: jinja2.parser.Parser) -> Any:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.CallBlock(self.call_method("_bracket"), [], [], body).set_lineno(line)
+
+    def _bracket(self, caller: Callable[[], str]) -> str:
+        left, right = _BRACKETS.get()
+        return f"{left}{caller()}{right}"
 
 
 def _raise_exception(message: str) -> NoReturn:
@@ -212,6 +223,7 @@ class ChatTemplate:
             environment = _environment()
             self._compiled = environment.from_string(source)
             self.takes_tools = "tools" in jinja2.meta.find_undeclared_variables(environment.parse(source))
+            self.marks_generation = any(token[1:] == ("name", "generation") for token in environment.lex(source))
         except jinja2.TemplateError as error:
             raise ConfigError(
                 f"The chat template is not valid Jinja: {error}. Mend chat_template.jinja or give another template."
@@ -222,6 +234,7 @@ class ChatTemplate:
         messages: Sequence[Message | Mapping[str, Any]],
         add_generation_prompt: bool = False,
         tools: Sequence[Mapping[str, Any]] = (),
+        find_generated: bool = False,
     ) -> Rendered:
         """Render a conversation.
 
@@ -229,9 +242,11 @@ class ChatTemplate:
             messages: The turns.
             add_generation_prompt: Whether the assistant's turn is opened at the end.
             tools: Functions that the assistant may call, ``{"type": "function", "function": {...}}`` each.
+            find_generated: Whether to tell what stands inside ``{% generation %}``.
 
         Raises:
-            ConfigError: The template refused the conversation; the message carries its reason.
+            ConfigError: The template refused the conversation, the message carries its reason; or it changes the text
+                inside its generation marks afterwards, so that they cannot be found.
             DataError: A message is malformed.
         """
         rows, offered = as_dicts(messages), [dict(tool) for tool in tools]
@@ -245,7 +260,8 @@ class ChatTemplate:
             starts = {match.start() for match in self._any_mark.finditer(text)}
             return "".join(private.get(c, c) if i in starts else c for i, c in enumerate(text)) if starts else text
 
-        rendered = self._fill(_map_rows(rows, hide_tokens), add_generation_prompt, _map_texts(offered, hide_tokens))
+        shown = _map_rows(rows, hide_tokens)
+        rendered = self._fill(shown, add_generation_prompt, _map_texts(offered, hide_tokens))
         marks = self._marks(rendered)
         if written.intersection(self._alphabet):
             hide_all = str.maketrans({c: private[c] for c in self._alphabet})
@@ -256,14 +272,23 @@ class ChatTemplate:
             strict = self._fill(_map_texts(rows, hide), add_generation_prompt, _map_texts(offered, hide))
             strict_marks = self._marks(strict)
             if [mark[2] for mark in marks] != [mark[2] for mark in strict_marks]:
-                rendered, marks = strict, strict_marks
-        return Rendered(rendered.translate(back), marks)
+                rendered, marks, shown = strict, strict_marks, _map_texts(rows, hide)
+        generated: tuple[tuple[int, int], ...] = ()
+        if find_generated and self.marks_generation:
+            left, right = (chr(code) for code in _free_codes({*written, *private.values(), *self.source}, 2))
+            known = _BRACKETS.set((left, right))
+            try:
+                bracketed = self._fill(shown, add_generation_prompt, _map_texts(offered, hide_tokens))
+            finally:
+                _BRACKETS.reset(known)
+            generated = _cut_brackets(bracketed, rendered, left, right)
+        return Rendered(rendered.translate(back), marks, generated)
 
     def _private(self, written: set[str]) -> dict[str, str]:
         """Give each character that may be hidden a private one that no text here contains."""
         taken = written | set(self.source) | set("".join(self._specials))
-        free = (char for char in map(chr, range(_FIRST_PRIVATE, 0x110000)) if char not in taken)
-        return {char: next(free) for char in sorted({*self._alphabet, *(text[0] for text in self._specials)})}
+        hidden = sorted({*self._alphabet, *(text[0] for text in self._specials)})
+        return dict(zip(hidden, map(chr, _free_codes(taken, len(hidden))), strict=True))
 
     def _marks(self, text: str) -> tuple[tuple[int, int, str], ...]:
         return tuple((match.start(), match.end(), match.group()) for match in self._mark.finditer(text))
@@ -287,6 +312,31 @@ class ChatTemplate:
                 f"The chat template failed on this conversation: {type(error).__name__}: {error}. "
                 "Mend chat_template.jinja or give another template."
             ) from error
+
+
+def _free_codes(taken: Iterable[str], num: int) -> list[int]:
+    """Return private characters that are not taken, as code points."""
+    known = set(taken)
+    free = (code for code in range(_FIRST_PRIVATE, 0x110000) if chr(code) not in known)
+    return [next(free) for _ in range(num)]
+
+
+def _cut_brackets(bracketed: str, plain: str, left: str, right: str) -> tuple[tuple[int, int], ...]:
+    """Return where the brackets stood, as spans of the text without them."""
+    spans, at, start = [], 0, 0
+    for piece in re.split(f"([{left}{right}])", bracketed):
+        if piece == left:
+            start = at
+        elif piece == right:
+            spans.append((start, at))
+        else:
+            at += len(piece)
+    if bracketed.replace(left, "").replace(right, "") != plain:
+        raise ConfigError(
+            "The chat template changes the text inside {% generation %} after it was marked (a filter around the "
+            "block), so the marked text cannot be found. Apply the filter inside the block."
+        )
+    return tuple(spans)
 
 
 def assistant_spans(
