@@ -132,6 +132,12 @@ def test_tokenizer_transplant_makes_a_model_and_says_what_it_cost(toy: Toy, tmp_
     )
 
 
+def test_tokenizer_audit_looks_into_a_model(toy: Toy, capsys: Shown):
+    found = json.loads(done(capsys, "tokenizer", "audit", toy.model, "--model", toy.model, "--json"))
+    assert len(found["glitches"]["certain"]) >= 13 and 0 <= found["glitches"]["agreement"] <= 1
+    assert "glitch tokens: " in done(capsys, "tokenizer", "audit", toy.tokenizer, "--model", toy.model)
+
+
 def test_plan_prints_memory_by_part_and_changes_nothing(toy: Toy, tmp_path: Path, capsys: Shown):
     recipe = pretrain_recipe(toy, tmp_path)
     shown = done(capsys, "plan", recipe)

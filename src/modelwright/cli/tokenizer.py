@@ -10,6 +10,8 @@ from rich.table import Table
 
 from modelwright.base.progress import console
 from modelwright.cli.transplant import transplant
+from modelwright.evaluate.glitch import find_glitches
+from modelwright.models.weights import load_model
 from modelwright.ops.make import make_tokenizer, read_texts
 from modelwright.tokenizer.compare import audit as look_at
 from modelwright.tokenizer.compare import measure
@@ -63,17 +65,27 @@ def compare(
 
 @tokenizer.command()
 def audit(
-    path: Annotated[Path, typer.Argument(help="A tokenizer.", metavar="TOKENIZER")], as_json: AsJson = False
+    path: Annotated[Path, typer.Argument(help="A tokenizer, or a model folder with one.", metavar="TOKENIZER")],
+    model: Annotated[Path | None, typer.Option(help="Model folder in which to look for glitch tokens.")] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Find tokens that no text gives, that are no whole characters, or that stand for the same bytes."""
+    """Find tokens that no text gives, that are no characters, that say the same, or that a model never learned."""
     one = load_tokenizer(path)
     found = look_at(one)
+    glitches = None if model is None else find_glitches(load_model(model), one, known=found)
     if as_json:
-        print(json.dumps(asdict(found), indent=2))
+        print(json.dumps(asdict(found) | ({"glitches": asdict(glitches)} if glitches else {}), indent=2))
         return
     console.print(f"[bold]{path}[/bold]  {found.vocab_size:,} tokens")
     doubled = [index for group in found.duplicates for index in group]
     named = {"unreachable": found.unreachable, "no UTF-8": found.invalid_utf8, "duplicates": doubled}
+    if glitches is not None:
+        named["glitch tokens"] = glitches.found
     for name, ids in named.items():
         shown = ", ".join(f"{index} {one.token_bytes(index)!r}" for index in ids[:_SHOWN_IDS])
         console.print(f"{name}: {len(ids):,}  {shown}", markup=False)
+    if glitches is not None and glitches.line is None:
+        console.print(
+            f"  the rows of tokens that are unused for certain do not agree ({glitches.agreement:.2f}), so the model "
+            "shows no sign of glitch tokens: it is untrained, or all its tokens were trained"
+        )
