@@ -48,8 +48,9 @@ def head_loss(
         if not bool(trained.all()):
             hidden, labels = hidden[trained], labels[trained]
     vocab_size: int = head.out_features  # type: ignore[assignment]
-    num_pieces = max(1, -(-hidden.shape[0] * vocab_size // max_logits))
-    piece_len = max(1, -(-hidden.shape[0] // num_pieces))
+    longest = max(1, max_logits // vocab_size)
+    num_pieces = max(1, -(-hidden.shape[0] // longest))
+    piece_len = max(1, -(-hidden.shape[0] // num_pieces))  # pieces of one length, for compilation
     is_linear = isinstance(head, nn.Linear) and head.bias is None and not head._forward_hooks
     if not (is_linear and (type(head).forward is nn.Linear.forward or hasattr(head, "cap"))):
         return _by_calls(head, hidden, labels, ignored, piece_len)

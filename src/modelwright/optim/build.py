@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from modelwright.base.errors import ConfigError
 from modelwright.base.registry import lookup
 from modelwright.optim import OPTIMIZERS
+from modelwright.optim.adafactor import Adafactor, AdafactorConfig
+from modelwright.optim.adamw8bit import LeanAdamW
+from modelwright.optim.lion import Lion, LionConfig, check_betas
 from modelwright.optim.muon import Muon, MuonConfig
 
 
@@ -24,24 +27,42 @@ class AdamWConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.1  # decoupled, times the learning rate
 
+    def __post_init__(self) -> None:
+        check_betas("adamw", self.betas)
+
+
+# The section that each rule reads.
+SECTIONS = {
+    "adamw": "adamw",
+    "adamw8bit": "adamw",
+    "paged_adamw": "adamw",
+    "paged_adamw8bit": "adamw",
+    "adafactor": "adafactor",
+    "lion": "lion",
+    "muon": "muon",
+}
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Which update rule, and its settings; the section of the other one has no effect."""
+    """Which update rule, and its settings; a section that the rule does not read is refused."""
 
-    name: str = "muon"  # muon or adamw
+    name: str = "muon"  # muon, adamw, adamw8bit, paged_adamw, paged_adamw8bit, adafactor or lion
     muon: MuonConfig = field(default_factory=MuonConfig)
     adamw: AdamWConfig = field(default_factory=AdamWConfig)
+    lion: LionConfig = field(default_factory=LionConfig)
+    adafactor: AdafactorConfig = field(default_factory=AdafactorConfig)
 
     def __post_init__(self) -> None:
         lookup(OPTIMIZERS, self.name, "optimizer.name")
-        unused = {"muon": self.adamw != AdamWConfig(), "adamw": self.muon != MuonConfig()}
-        if unused.get(self.name):
-            other = "adamw" if self.name == "muon" else "muon"
-            raise ConfigError(
-                f"optimizer.name is {self.name!r}, but optimizer.{other} was set, which has no effect then. "
-                f"Remove that section or choose optimizer.name: {other}."
-            )
+        read = SECTIONS[self.name]
+        plain = {"muon": MuonConfig(), "adamw": AdamWConfig(), "lion": LionConfig(), "adafactor": AdafactorConfig()}
+        for section, default in plain.items():
+            if section != read and getattr(self, section) != default:
+                raise ConfigError(
+                    f"optimizer.name is {self.name!r}, but optimizer.{section} was set, which has no effect then. "
+                    f"Remove that section or choose optimizer.name: {section}."
+                )
 
 
 class OptimizerSet:
@@ -97,9 +118,13 @@ def _split(model: nn.Module) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     return hidden, wide, vectors
 
 
-def _adamw(matrices: list[Tensor], vectors: list[Tensor], rate: float, betas: Any, decay: float) -> torch.optim.AdamW:
+def _groups(matrices: list[Tensor], vectors: list[Tensor], decay: float) -> list[dict[str, Any]]:
     groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=rate, betas=tuple(betas), eps=1e-8, fused=True)
+    return [group for group in groups if group["params"]]
+
+
+def _adamw(matrices: list[Tensor], vectors: list[Tensor], rate: float, betas: Any, decay: float) -> torch.optim.AdamW:
+    return torch.optim.AdamW(_groups(matrices, vectors, decay), lr=rate, betas=tuple(betas), eps=1e-8, fused=True)
 
 
 def make_adamw(model: nn.Module, config: OptimizerConfig) -> OptimizerSet:
@@ -109,6 +134,45 @@ def make_adamw(model: nn.Module, config: OptimizerConfig) -> OptimizerSet:
     return OptimizerSet(
         {"adamw": _adamw(hidden + wide, vectors, settings.learning_rate, settings.betas, settings.weight_decay)}
     )
+
+
+def _lean(model: nn.Module, settings: AdamWConfig, *, num_bits: int, is_paged: bool) -> OptimizerSet:
+    hidden, wide, vectors = _split(model)
+    groups = _groups(hidden + wide, vectors, settings.weight_decay)
+    rule = LeanAdamW(groups, settings.learning_rate, settings.betas, num_bits=num_bits, is_paged=is_paged)
+    return OptimizerSet({"adamw": rule})
+
+
+def make_adamw8bit(model: nn.Module, config: OptimizerConfig) -> OptimizerSet:
+    """Build AdamW with moments of 8 bits."""
+    return _lean(model, config.adamw, num_bits=8, is_paged=False)
+
+
+def make_paged_adamw(model: nn.Module, config: OptimizerConfig) -> OptimizerSet:
+    """Build AdamW whose moments stand outside of the device."""
+    return _lean(model, config.adamw, num_bits=32, is_paged=True)
+
+
+def make_paged_adamw8bit(model: nn.Module, config: OptimizerConfig) -> OptimizerSet:
+    """Build AdamW with moments of 8 bits that stand outside of the device."""
+    return _lean(model, config.adamw, num_bits=8, is_paged=True)
+
+
+def make_lion(model: nn.Module, config: OptimizerConfig) -> OptimizerSet:
+    """Build Lion for every trainable parameter."""
+    hidden, wide, vectors = _split(model)
+    settings = config.lion
+    groups = _groups(hidden + wide, vectors, settings.weight_decay)
+    return OptimizerSet({"lion": Lion(groups, settings.learning_rate, settings.betas)})
+
+
+def make_adafactor(model: nn.Module, config: OptimizerConfig) -> OptimizerSet:
+    """Build Adafactor for every trainable parameter."""
+    hidden, wide, vectors = _split(model)
+    settings = config.adafactor
+    groups = _groups(hidden + wide, vectors, settings.weight_decay)
+    rule = Adafactor(groups, settings.learning_rate, decay_power=settings.decay_power, max_update=settings.max_update)
+    return OptimizerSet({"adafactor": rule})
 
 
 def make_muon(model: nn.Module, config: OptimizerConfig) -> OptimizerSet:

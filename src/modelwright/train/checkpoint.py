@@ -355,7 +355,9 @@ def _unpack_optimizer(run: "Run", tensors: dict[str, Tensor], scalars: dict[str,
         kind, name, key = place.split("/")
         if kind not in run.optimizer.optimizers or name not in parameters:
             continue  # of another optimizer, and the change was allowed
-        parameter = parameters[name]
-        if isinstance(value, Tensor) and (value.ndim or on_device[kind]):
+        parameter, optimizer = parameters[name], run.optimizer.optimizers[kind]
+        if hasattr(optimizer, "adopt"):  # it decides itself where its state stands
+            value = optimizer.adopt(value, parameter)
+        elif isinstance(value, Tensor) and (value.ndim or on_device[kind]):
             value = value.to(parameter.device)
-        run.optimizer.optimizers[kind].state[parameter][key] = value
+        optimizer.state[parameter][key] = value
