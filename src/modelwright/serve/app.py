@@ -8,13 +8,16 @@ import contextlib
 import functools
 import ipaddress
 import secrets
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelwright.base.errors import RequestError
 from modelwright.serve.anthropic_api import AnthropicRoutes
+from modelwright.serve.batches_api import BatchRoutes, BatchRunner
 from modelwright.serve.errors import error_body, error_response, install_handlers
+from modelwright.serve.files_api import FileRoutes, FileStore
 from modelwright.serve.gate import Gate
 from modelwright.serve.keys import KeyRing
 from modelwright.serve.metrics import Metrics
@@ -25,6 +28,7 @@ from modelwright.serve.responses_api import ResponsesRoutes
 from modelwright.serve.served import ServeConfig, Served
 from modelwright.serve.vectors import Encoders, VectorRoutes
 from modelwright.serve.web import (
+    INSIDE,
     ASGIApp,
     ClientDisconnect,
     FastAPI,
@@ -77,10 +81,19 @@ def create_app(
     """
     served = Served(config, engine, tokenizer, model_name, index, encoders)
 
+    keys = KeyRing.load(config.api_key_file) if config.api_key_file is not None else None
+
+    passing = tempfile.TemporaryDirectory(prefix="modelwright-") if config.state_dir is None else None
+    folder = Path(passing.name) if passing is not None else Path(config.state_dir or "")
+
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        runner.start()
         yield
+        await runner.stop()
         await served.close()
+        if passing is not None:
+            passing.cleanup()
 
     # The framework's own documentation pages load scripts from another host; only the plain document is kept.
     app = FastAPI(title="modelwright", docs_url=None, redoc_url=None, lifespan=lifespan)
@@ -90,10 +103,14 @@ def create_app(
     AnthropicRoutes(served).install(app)
     ResponsesRoutes(served).install(app)
     VectorRoutes(served).install(app)
+    files = FileStore(folder / "files")
+    runner = BatchRunner(app, files, folder / "batches", keys)
+    FileRoutes(files, config.max_file_bytes).install(app)
+    BatchRoutes(runner, config.max_body_bytes, config.body_timeout_seconds).install(app)
     PageRoutes(served, page).install(app)
     HealthRoutes(served).install(app)
-    if config.api_key_file is not None:
-        app.add_middleware(Gate, keys=KeyRing.load(config.api_key_file))  # type: ignore[arg-type]
+    if keys is not None:
+        app.add_middleware(Gate, keys=keys)  # type: ignore[arg-type]
     app.add_middleware(FrontDoor, metrics=served.metrics, allowed_hosts=config.allowed_hosts)  # type: ignore[arg-type]
     return app
 
@@ -172,7 +189,9 @@ class FrontDoor:
             await send(message)
 
         server = (scope.get("server") or ("",))[0] or ""
-        refusal = self._refusal(server, headers.get(b"host", ""), headers.get(b"origin"))
+        refusal = None
+        if INSIDE not in scope:
+            refusal = self._refusal(server, headers.get(b"host", ""), headers.get(b"origin"))
         if refusal is not None:
             await error_response(refusal, scope["path"])(scope, receive, send_with_headers)
             return

@@ -7,7 +7,7 @@ context variable, so that the engine's cache is kept apart by key and tokens are
 from modelwright.base.errors import RequestError
 from modelwright.serve.errors import error_response
 from modelwright.serve.keys import KeyMeter, KeyRing, current_key
-from modelwright.serve.web import ASGIApp, Receive, Scope, Send
+from modelwright.serve.web import INSIDE, ASGIApp, Receive, Scope, Send
 
 OPEN = frozenset({"/health/live", "/health/ready"})
 SCOPE_OF = {"/metrics": "metrics", "/openapi.json": "inference"}
@@ -24,7 +24,12 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let one request through, or refuse it."""
         path = scope.get("path", "")
-        if scope["type"] not in ("http", "websocket") or path in OPEN or not path.startswith(GUARDED):
+        if (
+            scope["type"] not in ("http", "websocket")
+            or INSIDE in scope
+            or path in OPEN
+            or not path.startswith(GUARDED)
+        ):
             await self.app(scope, receive, send)
             return
         is_counted = scope["type"] == "websocket" or scope.get("method") == "POST"

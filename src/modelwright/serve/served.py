@@ -38,6 +38,8 @@ class ServeConfig:
     body_timeout_seconds: float = 30.0  # for the body of a request to arrive
     max_waiting: int = 256  # requests in the queue before new ones are told to come back
     max_prompts: int = 128  # prompts in one completion request
+    state_dir: Path | None = None  # where files and batches are kept; None: a folder that goes with the server
+    max_file_bytes: int = 200 * 1000 * 1000  # of an upload
     num_threads: int = 8  # answers from the documents worked on at once
     stall_seconds: float = 60.0  # without a token while requests run: not ready
     api_key_file: Path | None = None  # who may ask; None: everybody who reaches the address

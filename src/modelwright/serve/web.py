@@ -16,7 +16,11 @@ try:
 except ImportError as error:
     raise MissingExtraError(error.name or "fastapi", "serve", "The server") from error
 
+# Marks a request that the server makes to itself, which has passed the doors before; no client can set it.
+INSIDE = "modelwright.inside"
+
 __all__ = [
+    "INSIDE",
     "ASGIApp",
     "ClientDisconnect",
     "FastAPI",
