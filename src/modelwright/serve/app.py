@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from modelwright.base.errors import RequestError
 from modelwright.serve.anthropic_api import AnthropicRoutes
 from modelwright.serve.batches_api import BatchRoutes, BatchRunner
-from modelwright.serve.errors import error_body, error_response, install_handlers
+from modelwright.serve.errors import error_body, error_response, install_handlers, refuse_socket
 from modelwright.serve.files_api import FileRoutes, FileStore
 from modelwright.serve.gate import Gate
 from modelwright.serve.keys import KeyRing
@@ -26,6 +26,7 @@ from modelwright.serve.page import CONTENT_SECURITY_POLICY, PageRoutes
 from modelwright.serve.port import check_port
 from modelwright.serve.responses_api import ResponsesRoutes
 from modelwright.serve.served import ServeConfig, Served
+from modelwright.serve.socket_api import SocketRoutes
 from modelwright.serve.vectors import Encoders, VectorRoutes
 from modelwright.serve.web import (
     INSIDE,
@@ -99,7 +100,9 @@ def create_app(
     app = FastAPI(title="modelwright", docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.served = served
     install_handlers(app)
-    OpenAIRoutes(served).install(app)
+    openai_routes = OpenAIRoutes(served)
+    openai_routes.install(app)
+    SocketRoutes(openai_routes).install(app)
     AnthropicRoutes(served).install(app)
     ResponsesRoutes(served).install(app)
     VectorRoutes(served).install(app)
@@ -167,6 +170,9 @@ class FrontDoor:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let one request through, or refuse it."""
+        if scope["type"] == "websocket":
+            await self._let_socket_in(scope, receive, send)
+            return
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -203,6 +209,14 @@ class FrontDoor:
             if is_started:
                 raise
             await error_response(error, scope["path"])(scope, receive, send_with_headers)
+
+    async def _let_socket_in(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        server = (scope.get("server") or ("",))[0] or ""
+        if self._refusal(server, headers.get(b"host", ""), headers.get(b"origin")) is None:
+            await self.app(scope, receive, send)
+        else:
+            await refuse_socket(receive, send)
 
     def _refusal(self, server: str, host: str, origin: str | None) -> RequestError | None:
         names = self.allowed_hosts | (LOOPBACK_NAMES if _is_loopback(server) else frozenset())

@@ -8,7 +8,7 @@ import logging
 from typing import Any
 
 from modelwright.base.errors import CapacityError, DataError, ModelwrightError, RequestError
-from modelwright.serve.web import FastAPI, HTTPException, JSONResponse, Request, Response
+from modelwright.serve.web import FastAPI, HTTPException, JSONResponse, Receive, Request, Response, Send
 
 LOG = logging.getLogger(__name__)
 RETRY_AFTER_SECONDS = "1"
@@ -72,6 +72,12 @@ def error_response(error: Exception, path: str = "") -> Response:
     if isinstance(error, HTTPException) and error.headers:
         headers.update(error.headers)
     return JSONResponse(body, status_code=status, headers=headers)
+
+
+async def refuse_socket(receive: Receive, send: Send) -> None:
+    """Close a WebSocket before it opens, which its client sees as HTTP 403."""
+    await receive()  # the wish to connect
+    await send({"type": "websocket.close", "code": 1008})
 
 
 async def _handle(request: Request, error: Exception) -> Response:

@@ -5,7 +5,7 @@ context variable, so that the engine's cache is kept apart by key and tokens are
 """
 
 from modelwright.base.errors import RequestError
-from modelwright.serve.errors import error_response
+from modelwright.serve.errors import error_response, refuse_socket
 from modelwright.serve.keys import KeyMeter, KeyRing, current_key
 from modelwright.serve.web import INSIDE, ASGIApp, Receive, Scope, Send
 
@@ -38,7 +38,10 @@ class Gate:
             if is_counted:
                 meter.enter()
         except RequestError as error:
-            await error_response(error, path)(scope, receive, send)
+            if scope["type"] == "websocket":
+                await refuse_socket(receive, send)
+            else:
+                await error_response(error, path)(scope, receive, send)
             return
         token = current_key.set(meter)
         try:

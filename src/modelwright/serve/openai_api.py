@@ -188,8 +188,18 @@ class OpenAIRoutes:
 
     async def chat(self, request: Request) -> Response:
         """Answer a conversation."""
-        served = self.served
         body = await self._read(request)
+        reply, streams, how, spelling = await self._begin_chat(body)
+        if how.is_on:
+            return EventStream(chat_events(reply, streams, how, spelling))
+        return await self._whole(request, whole_chat(reply, streams, spelling))
+
+    async def chat_stream(self, body: dict[str, Any]) -> AsyncGenerator[bytes, None]:
+        """Check a chat request and return the events of its answer."""
+        return chat_events(*await self._begin_chat(body))
+
+    async def _begin_chat(self, body: dict[str, Any]) -> tuple[Reply, list[Pieces], fields.Streaming, Spelling | None]:
+        served = self.served
         name = served.check_writer(body.get("model"))
         is_quoted = name == served.documents_name
         fields.check_names(body, fields.DOCUMENTS if is_quoted else fields.CHAT)
@@ -201,10 +211,7 @@ class OpenAIRoutes:
             _, made = await language.chat_pieces(served, body)
         streams = [timed(served, name, pieces) for pieces in made]
         spelling = Spelling(served.tokenizer) if body.get("logprobs") and not is_quoted else None
-        reply = Reply(name, "chatcmpl")
-        if how.is_on:
-            return EventStream(chat_events(reply, streams, how, spelling))
-        return await self._whole(request, whole_chat(reply, streams, spelling))
+        return Reply(name, "chatcmpl"), streams, how, spelling
 
     async def complete(self, request: Request) -> Response:
         """Continue one prompt or many."""

@@ -13,6 +13,7 @@ try:
     from starlette.exceptions import HTTPException
     from starlette.requests import ClientDisconnect
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from starlette.websockets import WebSocket, WebSocketDisconnect
 except ImportError as error:
     raise MissingExtraError(error.name or "fastapi", "serve", "The server") from error
 
@@ -32,6 +33,8 @@ __all__ = [
     "Response",
     "Scope",
     "Send",
+    "WebSocket",
+    "WebSocketDisconnect",
     "prometheus_client",
     "uvicorn",
 ]
