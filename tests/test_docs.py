@@ -45,6 +45,12 @@ def parts_of(verb: str) -> dict[str, Any]:
     return dict(typer.main.get_group(found).commands) if isinstance(found, typer.Typer) else {}
 
 
+def default_part(verb: str) -> str:
+    """The part that is meant where none is named; empty where one must be."""
+    found = lookup(TARGETS, verb, "verb")
+    return getattr(found.info.cls, "default_part", "") if isinstance(found, typer.Typer) else ""
+
+
 @cache
 def options_of(verb: str, part: str = "") -> set[str]:
     app = typer.Typer(add_completion=False)
@@ -61,7 +67,9 @@ def mistake_in(line: str) -> str:
         return ""
     if words[0] not in VERBS:
         return f"no verb {words[0]}"
-    parts = parts_of(words[0])
+    parts, default = parts_of(words[0]), default_part(words[0])
+    if default and words[1:2] and words[1] not in parts:
+        words.insert(1, default)
     if parts and words[1:2] and words[1] not in parts:
         return f"mw {words[0]} has no part {words[1]}"
     part = words[1] if parts and words[1:2] else ""

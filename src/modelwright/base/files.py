@@ -129,7 +129,11 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def hash_folder(path: Path, leave_out: tuple[str, ...] = ("manifest.json",)) -> str:
+# What tells of the making rather than of the thing: the manifest itself, and reports that hold seconds.
+NOT_HASHED = ("manifest.json", "funnel.json", "funnel.html")
+
+
+def hash_folder(path: Path, leave_out: tuple[str, ...] = NOT_HASHED) -> str:
     """Return one SHA-256 over the relative names and contents of all files below ``path``."""
     digest = hashlib.sha256()
     for file in sorted(p for p in Path(path).rglob("*") if p.is_file() and p.name not in leave_out):

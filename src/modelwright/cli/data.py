@@ -1,4 +1,4 @@
-"""``mw data``: documents -> a data set that can be learned from."""
+"""``mw data``: documents -> a data set that can be learned from, whole or one step at a time."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,16 +6,46 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 from rich.table import Table
+from typer.core import TyperGroup
 
 from modelwright.base.config import load
 from modelwright.base.progress import console, human_bytes
+from modelwright.cli.data_run import run
 from modelwright.data.pipeline import PrepareConfig
 from modelwright.ops.make import make_data
 
 MAX_SHOWN = 20
+DEFAULT = "prepare"
 
 
-def data(
+class _Group(TyperGroup):
+    """Takes a folder where a command is expected: ``mw data DOCS --out DIR`` is ``mw data prepare DOCS --out DIR``."""
+
+    default_part = DEFAULT
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        if args and args[0] not in (*self.commands, "--help"):
+            args = [DEFAULT, *args]
+        return super().parse_args(ctx, args)  # type: ignore[arg-type]
+
+
+data = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    help="From documents to a data set that can be learned from; every removal has its reason.\n\n"
+    "[bold]mw data DOCS --out DIR[/bold] does the usual things to a folder. "
+    "[bold]mw data run PIPELINE.yaml[/bold] does what a file says, on all processors or a Ray cluster, and goes on "
+    "where it was killed. The others do one step to a file of JSON lines with id and text.\n\n"
+    "Exit status: 0 all went well; 1 an error that the message explains; 2 written wrongly; 3 done, but something "
+    "could not be used and was set aside with its place and reason.",
+)
+_OPEN = {"allow_extra_args": True, "ignore_unknown_options": True}
+data.command(context_settings=_OPEN)(run)
+
+
+@data.command(context_settings=_OPEN)
+def prepare(
     context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder of the data set; documents and pairs go beside it.")],
     docs: Annotated[

@@ -14,13 +14,14 @@ from pathlib import Path
 from modelwright.base.artifact import new_artifact, read_manifest
 from modelwright.base.config import to_dict
 from modelwright.base.errors import ConfigError, DataError
-from modelwright.base.files import read_jsonl, write_json, write_jsonl
+from modelwright.base.files import write_json, write_jsonl
 from modelwright.base.progress import Bar, bar, human_bytes
 from modelwright.base.types import Document
 from modelwright.data.clean import clean_text, reject_reason
 from modelwright.data.dedup import drop_repeated_paragraphs, exact_duplicates, near_duplicates
-from modelwright.data.read import document_row, load_documents, row_document
+from modelwright.data.read import document_row, load_documents
 from modelwright.data.scrub import KINDS, redact
+from modelwright.data.shards import find_shards, read_shards
 
 TRAIN, VALIDATION = "train.jsonl", "validation.jsonl"
 REMOVED, REDACTED, FUNNEL = "removed.jsonl", "redacted.jsonl", "funnel.json"
@@ -228,7 +229,7 @@ def split(documents: Sequence[Document], validation_fraction: float = 0.1) -> tu
         return list(documents), []
     if len(documents) == 1:
         return _cut(documents[0], validation_fraction)
-    places = {document.id: _place(document.id) for document in documents}
+    places = {document.id: place_of(document.id) for document in documents}
     chosen = {name for name, place in places.items() if place < validation_fraction}
     half = num_bytes(documents) / 2
     sizes = {document.id: num_bytes([document]) for document in documents}
@@ -241,8 +242,8 @@ def split(documents: Sequence[Document], validation_fraction: float = 0.1) -> tu
     return [d for d in documents if d.id not in chosen], [d for d in documents if d.id in chosen]
 
 
-def _place(name: str) -> float:
-    """A number in [0, 1) that depends on the name alone."""
+def place_of(name: str) -> float:
+    """Return a number in [0, 1) that depends on the name alone; below the fraction a document is for validation."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
 
 
@@ -283,7 +284,6 @@ def load_dataset(path: Path) -> tuple[list[Document], list[Document]]:
     manifest = read_manifest(path)
     if manifest.kind != "dataset":
         raise DataError(f"{path} is an artifact of kind {manifest.kind!r}; expected a dataset, as mw data makes it.")
-    train, validation = (
-        [row_document(row, f"{path}/{name}") for row in read_jsonl(Path(path) / name)] for name in (TRAIN, VALIDATION)
-    )
-    return train, validation
+    if not find_shards(path, "train"):
+        raise DataError(f"{path} holds no {TRAIN} and no shards of it. It may be damaged; make it again.")
+    return list(read_shards(path, "train")), list(read_shards(path, "validation"))

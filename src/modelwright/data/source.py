@@ -91,7 +91,7 @@ def _iterate(config: ReadConfig, others: Counter[str]) -> Iterator[Document | Fa
     if _is_documents(path):
         yield from iterate_file(path / "documents.jsonl", "documents.jsonl", config)
         return
-    for found in _walk(path, "", others):
+    for found in walk_folder(path, "", others):
         if isinstance(found, Failure):
             yield found
             continue
@@ -120,7 +120,7 @@ def kinds() -> str:
     return " ".join(sorted(known_suffixes()))
 
 
-def _walk(root: Path, prefix: str, others: Counter[str]) -> Iterator[tuple[Path, str] | Failure]:
+def walk_folder(root: Path, prefix: str, others: Counter[str]) -> Iterator[tuple[Path, str] | Failure]:
     """Yield (path, name below the root) of each file with a known suffix in the order of names; note the rest."""
     try:
         # A folder sorts as its name with the slash, which makes the order that of whole names.
@@ -142,7 +142,7 @@ def _walk(root: Path, prefix: str, others: Counter[str]) -> Iterator[tuple[Path,
             else:
                 others["link"] += 1
         elif entry.is_dir(follow_symlinks=False):
-            yield from _walk(root, f"{name}/", others)
+            yield from walk_folder(root, f"{name}/", others)
         elif suffix_of(entry.name) in known_suffixes():
             yield Path(entry.path), name
         else:
@@ -218,9 +218,7 @@ def _read(entry: Entry, config: ReadConfig, others: Counter[str]) -> Iterator[Do
         if entry.suffix in ARCHIVES:
             yield from _read_archive(entry, config, others)
         elif entry.suffix in TABLES:
-            columns = Columns(
-                config.text_column, config.id_column, config.title_column, config.metadata_columns, config.delimiter
-            )
+            columns = columns_of(config)
             read_rows = lookup(TABLES, entry.suffix, "format")
             yield from read_rows(entry, columns, config.limits)
         elif entry.suffix in PARSERS:
@@ -233,6 +231,11 @@ def _read(entry: Entry, config: ReadConfig, others: Counter[str]) -> Iterator[Do
             raise
     except OSError as error:
         yield Failure(entry.name, _os_reason(error).replace("opened", "read"))
+
+
+def columns_of(config: ReadConfig) -> Columns:
+    """Return which columns of a table make the document."""
+    return Columns(config.text_column, config.id_column, config.title_column, config.metadata_columns, config.delimiter)
 
 
 def _read_archive(entry: Entry, config: ReadConfig, others: Counter[str]) -> Iterator[Document | Failure]:

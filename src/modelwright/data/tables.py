@@ -55,16 +55,21 @@ def read_jsonl_rows(entry: Entry, columns: Columns, limits: Limits) -> Iterator[
         if not line.strip(b" \t\r\n\xef\xbb\xbf"):
             continue
         try:
-            row = _parse_row(line)
+            row = parse_row(line)
             if columns.text not in row and not has_text and number == 1:
                 raise _missing(entry, columns.text, "text_column", row)
             has_text = has_text or columns.text in row
-            yield _document(row, columns, entry, number)
+            yield table_document(row, columns, entry, number)
         except Unreadable as error:
             yield Failure(entry.name, str(error), where)
 
 
-def _parse_row(line: bytes) -> dict[str, Any]:
+def parse_row(line: bytes) -> dict[str, Any]:
+    """Return the object that a line of JSON holds.
+
+    Raises:
+        Unreadable: It is no JSON object in UTF-8.
+    """
     try:
         row = json.loads(line.decode("utf-8-sig"), parse_constant=lambda name: None)
     except UnicodeDecodeError as error:
@@ -142,7 +147,7 @@ def read_csv_rows(entry: Entry, columns: Columns, limits: Limits) -> Iterator[Do
                 raise Unreadable(f"has {len(values)} fields; the first line names {len(names)} columns")
             if any("\udc80" <= char <= "\udcff" for value in values for char in value if char >= "\udc80"):
                 raise Unreadable("not valid UTF-8; save the file as UTF-8")
-            yield _document(dict(zip(names, values, strict=True)), columns, entry, start)
+            yield table_document(dict(zip(names, values, strict=True)), columns, entry, start)
         except Unreadable as error:
             yield Failure(entry.name, str(error), where)
 
@@ -266,12 +271,17 @@ def _missing(entry: Entry, name: str, setting: str, names: Iterable[str]) -> Dat
 
 def _row_or_failure(row: Mapping[str, Any], columns: Columns, entry: Entry, number: int) -> Document | Failure:
     try:
-        return _document(row, columns, entry, number)
+        return table_document(row, columns, entry, number)
     except Unreadable as error:
         return Failure(entry.name, str(error), f"row {number}")
 
 
-def _document(row: Mapping[str, Any], columns: Columns, entry: Entry, number: int) -> Document:
+def table_document(row: Mapping[str, Any], columns: Columns, entry: Entry, number: int) -> Document:
+    """Return the document that row ``number`` of a file is.
+
+    Raises:
+        Unreadable: It has no text, or one that is too long.
+    """
     if columns.text not in row:
         raise Unreadable(f"has no {columns.text!r}; it has {', '.join(map(str, list(row)[:40]))}")
     text = row[columns.text]
