@@ -7,7 +7,7 @@ VARIABLES = {
     "MODELWRIGHT_DATA": "folder with the public data sets that benchmarks and some tests use; unset: they are skipped",
     "MODELWRIGHT_DATASETS": "folder with local copies of Hugging Face data sets by name; unset: they are fetched",
     "MODELWRIGHT_EMBEDDER": "folder of the default sentence encoder; unset: the installed package, then the hub",
-    "MODELWRIGHT_SECRET": "the secret under which personal data get their pseudonyms; never written; unset: none are made",
+    "MODELWRIGHT_SECRET": "under which personal data get their pseudonyms; never written; unset: none are made",
     "MODELWRIGHT_DEBUG": "any value: the command line shows the traceback of errors that it explains; unset: one line",
     "MODELWRIGHT_COMPILE": "0 turns torch.compile off everywhere; unset: used where it pays and a compiler is found",
     "MODELWRIGHT_KERNELS": "folder where compiled CPU kernels are kept; unset: ~/.cache/modelwright/kernels",

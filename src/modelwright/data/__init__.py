@@ -53,6 +53,7 @@ STEPS: dict[str, str] = {
     "c4_page": "modelwright.data.filters:C4Page",
     "fineweb_lines": "modelwright.data.filters:FineWebLines",
     "page_furniture": "modelwright.data.boilerplate:PageFurniture",
+    "scrub": "modelwright.data.scrub:Scrub",
     "quality": "modelwright.data.quality:QualityFilter",
     "perplexity": "modelwright.data.quality:PerplexityFilter",
 }

@@ -1,105 +1,49 @@
-"""Find and replace e-mail addresses, telephone numbers and secrets (keys, tokens, passwords) by pattern.
+"""Take personal data out of texts: find the spans, then mask, replace by pseudonyms, or remove them.
 
-Each finding is a span and a kind; its value is never kept, so no log or report can show it. The patterns are written
-for text with code in it: version numbers, dates, hexadecimal constants, decorators and ``a @ b.T`` must stay. A label
-such as ``api_key =`` counts as a secret only when its value looks random (letters mixed with digits, at least 3 bits
-of entropy a character). Not done: names, postal addresses; they need a trained tagger.
+What has a form (`personal_data.py`) and the tagger's names (`tagger.py`) are joined; of two findings that overlap the
+better kind stays. Three modes: ``mask`` writes the kind in brackets; ``pseudonym`` writes a stand-in of the same type,
+equal for equal values in all documents (`pseudonyms.py`); ``remove`` writes nothing. Reports hold spans, kinds and
+counts, never a value; spans point into the text as it was before.
 """
 
-import math
-import re
+import html
+import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any, Literal
 
-KINDS = ("email", "phone", "secret")
+from modelwright.base import env
+from modelwright.base.errors import ConfigError, DataError
+from modelwright.base.files import atomic_file
+from modelwright.base.types import Document
+from modelwright.data.personal_data import ALL, KINDS, TAGGED, TYPES, Finding, find_patterns, without_overlaps
+from modelwright.data.pseudonyms import Pseudonyms
+from modelwright.data.tagger import load_tagger
 
-# Top-level domains: any country code, or one of these. Without the list, ``weights@x.mean`` would be an address.
-_DOMAINS = (
-    "com|org|net|edu|gov|mil|int|info|biz|name|pro|aero|coop|museum|jobs|mobi|travel|post|dev|app|cloud|online|site|"
-    "tech|shop|store|blog|xyz|email|company|agency|digital|systems|solutions|network|academy|example|invalid|test|"
-    "localhost|local|berlin|london|paris|tokyo|nyc|africa|asia|earth|foundation|engineering|science|group|global|world"
-)
-_EMAIL = re.compile(
-    rf"(?<![\w.+%-])[\w.+%-]{{1,64}}@(?:[^\W_](?:[\w-]{{0,61}}[^\W_])?\.){{1,8}}(?:[A-Za-z]{{2}}|{_DOMAINS}|xn--\w+)"
-    r"(?![\w(\[@]|-\w|\.\w)",
-    re.IGNORECASE,
-)
+__all__ = ["KINDS", "Finding", "Scrub", "find_personal", "redact", "scrub_jsonl"]
 
-_PHONE = re.compile(
-    r"""(?<![\w.+/\#\\-]) (?:
-      \+ [1-9]\d{0,2} (?: [ ./()-]{0,2} \d ){6,13}                      # +49 30 901820, +14155552671
-    | (?: 1[ .-])? \( [2-9]\d{2} \) [ ]? [2-9]\d{2} [ .-] \d{4}         # (415) 555-2671
-    | (?: 1[.-])? [2-9]\d{2} (?P<mark>[.-]) [2-9]\d{2} (?P=mark) \d{4}  # 415-555-2671
-    | 0[1-9]\d{1,3} [ /] \d{3,4} [ ] \d{3,4}                            # 020 7946 0958
-    ) (?! [\w/+] | [.-]\d | \( )""",
-    re.VERBOSE,
-)
-_LABELLED_PHONE = re.compile(
-    r"\b(?:tel|phone|telephone|telefon|fax|mobile|cell|hotline)(?:\s?(?:no|number|nr))?\.?\s?[:=]?\s{0,2}"
-    r"(?P<value>\(?\d(?:[ ./()-]{0,2}\d){6,14})(?!\w|[.-]\d)",
-    re.IGNORECASE,
-)
-
-_KEYS = re.compile(
-    r"""(?<![\w/+-]) (?:
-      A[KS]IA[0-9A-Z]{16}                                     # AWS access key id
-    | gh[pousr]_[A-Za-z0-9]{30,255} | github_pat_\w{50,255}   # GitHub
-    | glpat-[\w-]{20,64}                                      # GitLab
-    | xox[abeoprs]-[A-Za-z0-9-]{10,200}                       # Slack
-    | AIza[\w-]{35}                                           # Google
-    | sk-(?:ant-|proj-|or-|live-)?[A-Za-z0-9_-]{20,200}       # OpenAI, Anthropic and kin
-    | (?:sk|rk|pk)_(?:live|test)_[A-Za-z0-9]{16,128}          # Stripe
-    | hf_[A-Za-z0-9]{20,64}                                   # Hugging Face
-    | npm_[A-Za-z0-9]{36} | pypi-AgEI[\w-]{50,300}            # package registries
-    | SG\.[\w-]{16,64}\.[\w-]{16,64}                          # SendGrid
-    | eyJ[\w-]{10,2000}\.eyJ[\w-]{10,4000}\.[\w-]{10,2000}    # JSON web token
-    ) (?![\w]) """,
-    re.VERBOSE,
-)
-_PRIVATE_KEY = re.compile(
-    r"-----BEGIN (?P<what>[A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?)-----(?:[^-]|-(?!----)){1,20000}-----END (?P=what)-----"
-)
-_URL_PASSWORD = re.compile(r"\b[a-z][a-z0-9+.-]{1,20}://[^\s/:@'\"<>]{1,100}:(?P<value>[^\s/@'\"<>]{3,200})@[\w.-]")
-_BEARER = re.compile(r"\b(?:Bearer|Basic)\s+(?P<value>[A-Za-z0-9_~+/.-]{16,2000}={0,2})")
-_LABELLED = re.compile(
-    r"""(?P<label>(?:password|passwd|passphrase|pwd|secret|token|credential|api[_ -]?key|access[_ -]?key|auth[_ -]?key
-    |account[_ -]?key|private[_ -]?key|client[_ -]?secret))["']?\s{0,3}(?::|=|:=|=>|\bis\b)\s{0,3}
-    (?P<quote>["'`]?)(?P<value>[^\s"'`<>(){}\[\],;]{8,256})(?P=quote)""",
-    re.VERBOSE | re.IGNORECASE,
-)
-_PLACEHOLDER = re.compile(
-    r"x{4,}|\*{3,}|\.{3}|your|example|changeme|placeholder|redacted|dummy|\$\{|%\(", re.IGNORECASE
-)
-_IDENTIFIER = re.compile(r"[A-Za-z_]+(?:[._-][A-Za-z_]+\d?)*\d?")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A personal datum in a text: where it stands and what it is, never its value."""
-
-    start: int
-    end: int
-    kind: str  # one of KINDS
+SECRET = "MODELWRIGHT_SECRET"
+MAX_LINE_BYTES = 64 << 20  # a longer line is set aside unread: one document is not worth the machine's memory
 
 
 def find_personal(text: str, kinds: Sequence[str] = KINDS) -> list[Finding]:
     """Return what should be redacted, in order and without overlaps.
 
+    Args:
+        text: Any text; the kinds of `KINDS` are safe in code too.
+        kinds: Of `personal_data.TYPES`. Names, places and the like load the tagger, once a process.
+
     >>> find_personal("Ask jo@acme.org, version 3.11.7 of 2024-01-31.")
     [Finding(start=4, end=15, kind='email')]
     """
-    found = [finding for kind in kinds for finding in _FINDERS[kind](text)]
-    # Of two that overlap the earlier in KINDS wins, except that a secret (a password in a URL) beats an address.
-    rank = {"secret": 0, "email": 1, "phone": 2}
-    found.sort(key=lambda f: (rank[f.kind], f.start, -f.end))
-    kept: list[Finding] = []
-    taken = bytearray(len(text))
-    for finding in found:
-        if taken.find(1, finding.start, finding.end) < 0:
-            taken[finding.start : finding.end] = b"\1" * (finding.end - finding.start)
-            kept.append(finding)
-    return sorted(kept, key=lambda f: f.start)
+    found = list(find_patterns(text, kinds))
+    tagged = set(kinds) & set(TAGGED)
+    if tagged:
+        found += [f for f in load_tagger().find(text) if f.kind in tagged]
+    return without_overlaps(found, len(text))
 
 
 def redact(text: str, kinds: Sequence[str] = KINDS) -> tuple[str, list[Finding]]:
@@ -109,79 +53,230 @@ def redact(text: str, kinds: Sequence[str] = KINDS) -> tuple[str, list[Finding]]
     'Call [phone] now'
     """
     findings = find_personal(text, kinds)
+    return _rewrite(text, findings, lambda kind, value: f"[{kind}]"), findings
+
+
+def _rewrite(text: str, findings: Sequence[Finding], stand_in: Callable[[str, str], str]) -> str:
     parts, at = [], 0
     for finding in findings:
-        parts += [text[at : finding.start], f"[{finding.kind}]"]
+        parts += [text[at : finding.start], stand_in(finding.kind, text[finding.start : finding.end])]
         at = finding.end
-    return "".join([*parts, text[at:]]), findings
+    return "".join([*parts, text[at:]])
 
 
-def _find_emails(text: str) -> Iterable[Finding]:
-    if "@" not in text:
-        return
-    for found in _EMAIL.finditer(text):
-        after = text[found.end() : found.end() + 1]
-        local = found[0].partition("@")[0]
-        if local.strip(".") and not (local == "git" and after == ":"):  # git@host:path is a repository
-            yield Finding(found.start(), found.end(), "email")
+@dataclass(frozen=True)
+class Scrub:
+    """Step of a pipeline: replace personal data in the text, the title and the strings of the metadata.
+
+    Pseudonyms need a secret: the first line of ``secret_file``, or the variable ``MODELWRIGHT_SECRET``. It is read when
+    first needed, in each process, and no setting, report or message holds it.
+    """
+
+    kinds: tuple[str, ...] = ALL  # of `personal_data.TYPES`
+    mode: Literal["mask", "pseudonym", "remove"] = "mask"
+    secret_file: str = ""  # file whose first line is the secret of the pseudonyms; empty: the variable
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.kinds) - set(TYPES))
+        if unknown:
+            raise ConfigError(f"kinds holds {unknown[0]!r}; known: {', '.join(TYPES)}. Use some of these.")
+        if self.mode not in ("mask", "pseudonym", "remove"):
+            raise ConfigError(f"mode is {self.mode!r}; known: mask, pseudonym, remove. Use one of these.")
+
+    def change(self, document: Document) -> Document:
+        """Return the document without personal data; its id stays as it is."""
+        metadata = {key: self._scrub_value(value) for key, value in document.metadata.items()}
+        title = self.scrub_text(document.title)[0]
+        return replace(document, text=self.scrub_text(document.text)[0], title=title, metadata=metadata)
+
+    def scrub_text(self, text: str) -> tuple[str, list[Finding]]:
+        """Return the text to go on with, and what was found where in the text as it was."""
+        if not text:
+            return text, []
+        findings = find_personal(text, self.kinds)
+        return _rewrite(text, findings, self._stand_in), findings
+
+    def _stand_in(self, kind: str, value: str) -> str:
+        if self.mode == "remove":
+            return ""
+        return f"[{kind}]" if self.mode == "mask" else _pseudonyms(self.secret_file).stand_in(kind, value)
+
+    def _scrub_value(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self.scrub_text(value)[0]
+        if isinstance(value, (list, tuple)):
+            return [self._scrub_value(item) for item in value]
+        if isinstance(value, dict):
+            return {key: self._scrub_value(item) for key, item in value.items()}
+        return value
 
 
-def _find_phones(text: str) -> Iterable[Finding]:
-    for found in _PHONE.finditer(text):
-        if found[0].startswith("+") and not _is_international(found[0]):
+@lru_cache(maxsize=4)
+def _pseudonyms(secret_file: str) -> Pseudonyms:
+    if secret_file:
+        try:
+            secret = Path(secret_file).read_text(encoding="utf-8").partition("\n")[0].strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"The secret for pseudonyms cannot be read from {secret_file} ({type(error).__name__}). "
+                "Expected a text file whose first line is the secret; write one that only you can read."
+            ) from None
+    else:
+        secret = env.read(SECRET) or ""
+    if not secret:
+        raise ConfigError(
+            f"Pseudonyms need a secret and there is none: secret_file is empty and {SECRET} is not set. "
+            "Expected at least 16 random characters; set one of the two, and keep it apart from the data."
+        )
+    return Pseudonyms(secret)
+
+
+@dataclass
+class ScrubResult:
+    """What `scrub_jsonl` did."""
+
+    num_documents: int = 0
+    counts: Counter[str] = field(default_factory=Counter)  # by type, as Presidio names them
+    failures: list[tuple[int, str]] = field(default_factory=list)  # (line from 1, reason); the reason holds no text
+
+
+def scrub_jsonl(
+    source: Path, out: Path, report: Path | None = None, settings: Scrub | None = None, *, is_strict: bool = False
+) -> ScrubResult:
+    """Scrub a file of JSON objects with ``id`` and ``text``, one a line; every other string is scrubbed as well.
+
+    Args:
+        source: Read line by line; memory is bounded by the longest line.
+        out: The same rows without personal data. An id that is personal itself becomes ``line-N``.
+        report: Where to write spans (``start``, ``end``, ``type``; ``field`` when not of the text) and counts, without
+            values: ``.jsonl`` one document a line, ``.html`` the counts as a page, else one JSON object. None: nowhere.
+        settings: None: everything, masked.
+        is_strict: Stop at the first line that cannot be read, leaving no output.
+
+    Raises:
+        DataError: There is no such file, or (strict) a line is wrong; the message has its number, not its text.
+    """
+    settings, result = settings or Scrub(), ScrubResult()
+    if not Path(source).is_file():
+        raise DataError(f"{source} is not a file. Expected JSON lines with id and text; give the path of such a file.")
+    with atomic_file(Path(out)) as written, _open_report(report, result) as add_spans:
+        for number, row in _read_rows(Path(source), result, is_strict):
+            clean, spans = _scrub_row(row, number, settings)
+            written.write(json.dumps(clean, ensure_ascii=False) + "\n")
+            add_spans(clean["id"], spans)
+            result.num_documents += 1
+            result.counts.update(span["type"] for span in spans)
+    return result
+
+
+def _scrub_row(row: dict[str, Any], number: int, settings: Scrub) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    spans: list[dict[str, Any]] = []
+    patterns = tuple(kind for kind in ALL if kind not in TAGGED and kind not in ("date", "age", "zip_code", "url"))
+
+    def scrub(value: Any, name: str) -> Any:
+        if isinstance(value, str):
+            text, findings = settings.scrub_text(value)
+            where = {} if name == "text" else {"field": name}
+            spans.extend({"start": f.start, "end": f.end, "type": f.type, **where} for f in findings)
+            return text
+        if isinstance(value, list):
+            return [scrub(item, name) for item in value]
+        if isinstance(value, dict):
+            return {key: scrub(item, f"{name}.{key}") for key, item in value.items()}
+        return value
+
+    name = row.get("id", number)
+    if isinstance(name, str) and find_personal(name, patterns):
+        name = f"line-{number}"
+    rest = {key: scrub(value, key) for key, value in row.items() if key != "id"}
+    return {"id": name, **rest}, spans
+
+
+def _read_rows(source: Path, result: ScrubResult, is_strict: bool) -> Iterator[tuple[int, dict[str, Any]]]:
+    with open(source, "rb") as handle:
+        for number, line in enumerate(_lines(handle), start=1):
+            reason = ""
+            row: Any = None
+            if line is None:
+                reason = f"longer than {MAX_LINE_BYTES >> 20} MB; split the document"
+            elif not line.strip():
+                continue
+            else:
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError) as error:  # the text of these may quote the line: only their kind
+                    reason = f"not valid JSON ({type(error).__name__}); mend or remove the line"
+                else:
+                    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+                        reason = "no object with a string 'text'; add the field"
+            if not reason:
+                yield number, row
+            elif is_strict:
+                raise DataError(f"{source}, line {number}: {reason}.")
+            else:
+                result.failures.append((number, reason))
+
+
+def _lines(handle: IO[bytes]) -> Iterator[bytes | None]:
+    """Yield each line; None for one that is longer than `MAX_LINE_BYTES`, read past in pieces."""
+    while line := handle.readline(MAX_LINE_BYTES + 1):
+        if len(line) <= MAX_LINE_BYTES or line.endswith(b"\n"):
+            yield line
             continue
-        yield Finding(found.start(), found.end(), "phone")
-    for found in _LABELLED_PHONE.finditer(text):
-        yield Finding(found.start("value"), found.end("value"), "phone")
+        while line and not line.endswith(b"\n"):
+            line = handle.readline(1 << 20)
+        yield None
 
 
-def _is_international(value: str) -> bool:
-    num_digits = sum(map(str.isdigit, value))
-    is_decimal = re.fullmatch(r"\+\d+\.\d+", value) is not None
-    return 8 <= num_digits <= 15 and not is_decimal
+class _open_report:  # noqa: N801 - a context manager that reads as a function
+    """Yield ``add(id, spans)``; write the report in the form that the file's name asks for."""
+
+    def __init__(self, path: Path | None, result: ScrubResult):
+        self._path, self._result = path, result
+        self._file: Any = None
+        self._is_first = True
+
+    def __enter__(self) -> Callable[[Any, list[dict[str, Any]]], None]:
+        if self._path is None:
+            return lambda name, spans: None
+        self._file = atomic_file(Path(self._path))
+        self._handle = self._file.__enter__()
+        if self._form == "json":
+            self._handle.write('{"documents": [')
+        return self._add
+
+    @property
+    def _form(self) -> str:
+        suffix = Path(self._path or "").suffix.lower()
+        return suffix[1:] if suffix in (".jsonl", ".html") else "json"
+
+    def _add(self, name: Any, spans: list[dict[str, Any]]) -> None:
+        if self._form == "html":
+            return
+        between = "\n" if self._is_first else ",\n"
+        row = json.dumps({"id": name, "spans": spans}, ensure_ascii=False)
+        self._handle.write(f"{row}\n" if self._form == "jsonl" else f"{between}{row}")
+        self._is_first = False
+
+    def __exit__(self, *raised: Any) -> None:
+        if self._file is None:
+            return
+        if raised[0] is None and self._form == "json":
+            counts = json.dumps(dict(self._result.counts.most_common()))
+            failures = json.dumps([{"line": line, "reason": reason} for line, reason in self._result.failures])
+            end = f'\n], "num_documents": {self._result.num_documents}, "counts": {counts}, "failures": {failures}}}\n'
+            self._handle.write(end)
+        elif raised[0] is None and self._form == "html":
+            self._handle.write(_page(self._result))
+        self._file.__exit__(*raised)
 
 
-def _find_secrets(text: str) -> Iterable[Finding]:
-    for found in _KEYS.finditer(text):
-        if len(set(found[0])) > 8 and not _PLACEHOLDER.search(found[0]):
-            yield Finding(found.start(), found.end(), "secret")
-    for found in _PRIVATE_KEY.finditer(text):
-        yield Finding(found.start(), found.end(), "secret")
-    for found in _URL_PASSWORD.finditer(text):
-        if found["value"].lower() not in ("password", "pass", "passwd", "pw", "port", "secret"):
-            yield Finding(found.start("value"), found.end("value"), "secret")
-    for found in _BEARER.finditer(text):
-        if _looks_random(found["value"]):
-            yield Finding(found.start("value"), found.end("value"), "secret")
-    for found in _LABELLED.finditer(text):
-        if _looks_random(found["value"].rstrip(".")):
-            yield Finding(found.start("value"), found.end("value"), "secret")
-
-
-def _looks_random(value: str) -> bool:
-    """Letters mixed with digits, no identifier, no placeholder, and enough entropy for what it is.
-
-    >>> _looks_random("Tr0ub4dor&3"), _looks_random("tokenize.OP"), _looks_random("your-api-key-1")
-    (True, False, False)
-    """
-    is_mixed = any(map(str.isdigit, value)) and any(map(str.isalpha, value))
-    if not is_mixed or _IDENTIFIER.fullmatch(value) or _PLACEHOLDER.search(value) or value.startswith(("0x", "http")):
-        return False
-    return entropy(value) >= 2.75
-
-
-def entropy(value: str) -> float:
-    """Return the Shannon entropy of the characters of ``value``, in bits a character.
-
-    >>> entropy("aaaa"), entropy("abcd")
-    (0.0, 2.0)
-    """
-    counts = Counter(value).values()
-    return max(0.0, -sum(c / len(value) * math.log2(c / len(value)) for c in counts)) if value else 0.0
-
-
-_FINDERS: dict[str, Callable[[str], Iterable[Finding]]] = {
-    "email": _find_emails,
-    "phone": _find_phones,
-    "secret": _find_secrets,
-}
+def _page(result: ScrubResult) -> str:
+    rows = "".join(f"<tr><td>{html.escape(name)}<td>{count:,}" for name, count in result.counts.most_common())
+    bad = "".join(f"<tr><td>line {line}<td>{html.escape(reason)}" for line, reason in result.failures)
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8><title>Personal data found</title>"
+        "<style>body{font:16px system-ui;margin:2rem}td{padding:.2rem 1rem;text-align:left}</style>"
+        f"<h1>Personal data found</h1><p>{result.num_documents:,} documents. Values are not kept.</p>"
+        f"<table><tr><th>type<th>spans{rows}</table>" + (f"<h2>Not read</h2><table>{bad}</table>" if bad else "") + "\n"
+    )
