@@ -8,7 +8,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from modelwright.base.errors import ConfigError
-from modelwright.serve.tokenizers_api import MAX_TEXT_CHARS, create_tokenizers_app, cut
+from modelwright.serve.tokenizers_api import MAX_TEXT_CHARS, cut
+from modelwright.serve.tokenizers_app import create_tokenizers_app
 from modelwright.studio import PAGE
 from modelwright.tokenizer.bpe import Tokenizer
 from modelwright.tokenizer.subwords import train_unigram, train_wordpiece

@@ -128,6 +128,11 @@ VERBS = {
         "the OpenAI-compatible server and the web page",
         "mw serve runs/chat --index runs/index",
     ),
+    "replay": Verb(
+        "modelwright.cli.replay:replay",
+        "compute the requests of a server's trace again: the same tokens, or where they part",
+        "mw replay trace.jsonl runs/chat",
+    ),
     "lineage": Verb(
         "modelwright.cli.lineage:lineage",
         "walk from an artifact back to the documents it was made from",

@@ -36,6 +36,7 @@ def serve(
         bool, typer.Option(help="Guess tokens that repeat earlier text and check several at once; same answers.")
     ] = False,
     api_key_file: Annotated[Path | None, typer.Option(help="Keys that may ask; make them with mw keys.")] = None,
+    trace: Annotated[Path | None, typer.Option(help="Write every prompt and answer there, for mw replay.")] = None,
     state_dir: Annotated[Path | None, typer.Option(help="Where uploaded files and batches outlive the server.")] = None,
 ) -> None:
     """Serve MODEL, an index, or both, with the OpenAI API under /v1 and the page at /.
@@ -44,7 +45,7 @@ def serve(
     """
     check_port(host, port)
     mode: Literal["generated", "extractive"] = "generated" if generate else "extractive"
-    config = ServeConfig(answer_mode=mode, api_key_file=api_key_file, state_dir=state_dir)
+    config = ServeConfig(answer_mode=mode, api_key_file=api_key_file, state_dir=state_dir, trace_file=trace)
     settings = EngineConfig(speculation=SpeculationConfig() if speculate else None)
     kind = encoder_kind(fetch(model)) if model is not None else None
     encoders = open_encoders(model if kind == "encoder" else embedder, model if kind == "reranker" else reranker)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import secrets
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -79,10 +80,15 @@ async def generate(
     assert served.engine is not None
     key = current_key.get()
     tags = {"tenant": key.config.name} if key is not None else None  # a prefix cache and a queue of its own
+    trace, drawn, reason = served.trace, list[int](), "abort"
+    if trace is not None and params.seed is None:
+        params = replace(params, seed=secrets.randbits(63))
     try:
         async with contextlib.aclosing(served.engine.stream_pieces(prompt_ids, params, tags)) as pieces:
             async for piece in pieces:
                 delta = piece.delta
+                drawn += delta.token_ids if trace is not None else ()
+                reason = delta.finish_reason or reason
                 tokens: tuple[Token, ...] = ()
                 if params.logprobs is not None:
                     tokens = _tokens(prompt_ids, piece)
@@ -96,6 +102,9 @@ async def generate(
         if served.engine.is_healthy:
             raise
         raise EngineDownError(f"The engine has stopped: {error} Start the server again.") from error
+    finally:
+        if trace is not None:
+            trace.add(prompt_ids, params, drawn, reason)
 
 
 def _tokens(prompt_ids: Sequence[int], piece: "EnginePiece") -> tuple[Token, ...]:

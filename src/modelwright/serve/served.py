@@ -17,6 +17,7 @@ from modelwright.base.types import FinishReason, TopLogprobs, Usage
 from modelwright.serve.errors import EngineDownError
 from modelwright.serve.metrics import Metrics
 from modelwright.serve.tool_calls import CallDelta
+from modelwright.serve.trace import Trace
 from modelwright.serve.vectors import Encoders
 
 if TYPE_CHECKING:  # a server of documents alone needs no engine, so importing this room loads none
@@ -43,6 +44,7 @@ class ServeConfig:
     num_threads: int = 8  # answers from the documents worked on at once
     stall_seconds: float = 60.0  # without a token while requests run: not ready
     api_key_file: Path | None = None  # who may ask; None: everybody who reaches the address
+    trace_file: Path | None = None  # every prompt and answer is written there, for mw replay; None: nowhere
     allowed_hosts: tuple[str, ...] = ()  # names to be called by, beside localhost; empty off loopback: any
 
     def __post_init__(self) -> None:
@@ -135,6 +137,11 @@ class Served:
         self.created = int(time.time())
         self.pulse = Pulse()
         self.metrics = Metrics(engine.stats if engine is not None else None)
+        self.trace: Trace | None = None
+        if config.trace_file is not None:
+            if engine is None:
+                raise ConfigError("serve.trace_file is given, but no language model, whose requests are traced.")
+            self.trace = Trace(config.trace_file, engine.engine.model, engine.engine.config)
         self.pool = ThreadPoolExecutor(config.num_threads, thread_name_prefix="documents")
 
     @property
@@ -193,3 +200,5 @@ class Served:
     async def close(self) -> None:
         """Wait for the threads, while the loop that they may be waiting for still runs."""
         await asyncio.to_thread(self.pool.shutdown, True, cancel_futures=True)
+        if self.trace is not None:
+            self.trace.close()
