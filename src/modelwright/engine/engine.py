@@ -13,26 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modelwright.base.device import has_fast_bf16, pick_device
 from modelwright.base.errors import CheckpointError, ConfigError, RequestError
 from modelwright.base.logs import get_logger
 from modelwright.base.types import Delta, FinishReason, SamplingParams
 from modelwright.engine.grammar import FORMS, Grammar, GrammarCompiler
 from modelwright.engine.kv_cache import BlockPool
+from modelwright.engine.prepare import BITS, DTYPES, KERNELS, Steps, prepare_model
 from modelwright.engine.request import Piece, Request, make_request
-from modelwright.engine.runner import Runner, refuse_unpaged
+from modelwright.engine.runner import Runner
 from modelwright.engine.sampler import Draw, Drawn, sample
 from modelwright.engine.scheduler import Chunk, Scheduler
 from modelwright.engine.speculative import PROPOSERS, SpeculationConfig
 from modelwright.engine.stop import Speech
-from modelwright.models.decoder import Decoder
-from modelwright.models.weights import load_model
 from modelwright.tokenizer.bpe import Tokenizer
 from modelwright.tokenizer.formats import load_tokenizer
 from modelwright.tokenizer.stream import StreamDecoder
 
 log = get_logger(__name__)
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 DEFAULT_KV_CACHE_BYTES = 256 * 2**20
 
 
@@ -51,6 +48,8 @@ class EngineConfig:
     max_tokens_per_step: int = 512  # longer prompts are computed in chunks
     has_prefix_cache: bool = True
     speculation: SpeculationConfig | None = None  # None: one token a step and request
+    quantize: str | None = None  # int8 or int4: round 16-bit weights while loading; None: as they are
+    kernels: str | None = None  # native (compiled) or plain (PyTorch); None: native for low-bit Llamas where it can be
 
     def __post_init__(self) -> None:
         for name in ("block_size", "max_running", "max_waiting", "max_tokens_per_step"):
@@ -58,6 +57,9 @@ class EngineConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if self.dtype is not None and self.dtype not in DTYPES:
             raise ConfigError(f"dtype is {self.dtype!r}; known: {', '.join(DTYPES)}. Leave it out to decide for you.")
+        for name, known in (("quantize", tuple(BITS)), ("kernels", KERNELS)):
+            if getattr(self, name) not in (None, *known):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; known: {', '.join(known)}. Or leave it out.")
         if self.num_blocks is not None and self.kv_cache_bytes is not None:
             raise ConfigError("num_blocks and kv_cache_bytes are both given; they say the same thing. Leave one out.")
 
@@ -99,7 +101,7 @@ class Engine:
         config: EngineConfig | None = None,
     ):
         self.config = config or EngineConfig()
-        module = _prepare_model(model, self.config)
+        module = prepare_model(model, self.config.dtype, self.config.device, self.config.quantize)
         if tokenizer is None and not isinstance(model, nn.Module):
             tokenizer = load_tokenizer(Path(model))
         self.model, self.tokenizer = module, tokenizer
@@ -107,7 +109,7 @@ class Engine:
         self.stop_ids = _stop_ids(self.model_config, tokenizer)
         block_size = self.config.block_size
         num_blocks = _num_blocks(module, next(module.parameters()).dtype, self.config)
-        self.runner = Runner(module, num_blocks=num_blocks, block_size=block_size)
+        self._steps = Steps(module, num_blocks=num_blocks, block_size=block_size, kernels=self.config.kernels)
         self.pool = BlockPool(num_blocks, block_size, self.config.has_prefix_cache)
         speculation = self.config.speculation
         self.scheduler = Scheduler(
@@ -134,6 +136,11 @@ class Engine:
         self._num_steps = self._num_finished = 0
         self._num_prompt = self._num_cached = self._num_completion = 0
         self._num_drafted = self._num_accepted = 0
+
+    @property
+    def runner(self) -> Any:
+        """What computes the steps: a `Runner`, or a `NativeRunner`."""
+        return self._steps.runner
 
     @property
     def has_work(self) -> bool:
@@ -213,6 +220,8 @@ class Engine:
 
     def step(self) -> list[Piece]:
         """Compute one step and return what it added, in order of arrival; nothing if there is no work."""
+        if not self.scheduler.is_under_way and self._steps.take_over():
+            self.pool.forget_all()  # the two lay blocks out differently
         chunks = self.scheduler.schedule()
         if not chunks:
             return []
@@ -351,25 +360,6 @@ def _next_rows(chunks: Sequence[Chunk]) -> dict[int, int]:
         if chunk.reaches_end:
             rows[chunk.request.id] = row - 1 - len(chunk.draft)
     return rows
-
-
-def _prepare_model(model: str | Path | nn.Module, config: EngineConfig) -> Any:
-    dtype = DTYPES[config.dtype] if config.dtype else None
-    if isinstance(model, nn.Module):
-        if dtype is not None or config.device is not None:
-            model = model.to(device=pick_device(config.device) if config.device else None, dtype=dtype)
-    else:
-        device = pick_device(config.device)
-        if dtype is None:
-            dtype = torch.bfloat16 if has_fast_bf16(device) else torch.float32
-        model = load_model(Path(model), dtype=dtype, device=device)
-    if not isinstance(model, Decoder):
-        raise ConfigError(
-            f"The model is a {type(model).__name__}, which does not write text; "
-            "the engine runs causal language models such as LlamaForCausalLM."
-        )
-    refuse_unpaged(model, model.cache_layout())
-    return model.eval()
 
 
 def _stop_ids(model_config: Any, tokenizer: Tokenizer | None) -> tuple[int, ...]:

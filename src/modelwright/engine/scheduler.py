@@ -87,6 +87,11 @@ class Scheduler:
         """Tokens that one request can have in the cache when it is alone."""
         return self.pool.num_usable * self.pool.block_size
 
+    @property
+    def is_under_way(self) -> bool:
+        """True while a request has been computed in part, be it preempted."""
+        return bool(self.running) or any(request.num_preemptions for request in self.waiting)
+
     def requests(self) -> Iterator[Request]:
         """Yield every request that is not finished, oldest first."""
         yield from self.running

@@ -1,1 +1,1 @@
-"""Kernels for GPUs, each the twin of a readable function in `modelwright.nn` and tested against it."""
+"""Kernels in Triton (GPU) and C++ (CPU), each the twin of a readable function and tested against it."""

@@ -1,0 +1,139 @@
+"""From what a caller gives to what the engine runs: load, round the weights, choose how steps are computed.
+
+`quantize` rounds the linear layers while loading, for folders whose weights are still 16 bits: the blocks' layers to
+the named bits, the output matrix, through which every token goes, to 8. A folder quantized before (``mw quantize``)
+starts faster and may have been rounded with more care.
+
+Steps go through compiled kernels (`modelwright.engine.native`) for low-bit models of the Llama family, else through
+PyTorch. While the kernels are being compiled, the first time on a machine, PyTorch serves; the engine changes over at a
+moment when no request is under way, so that each request is computed by one of the two from its first to its last
+token. 16-bit models stay with PyTorch, whose log-probabilities are those of training; ``kernels="native"`` asks for it.
+"""
+
+import copy
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from modelwright.base.device import has_fast_bf16, pick_device
+from modelwright.base.errors import ConfigError
+from modelwright.base.logs import get_logger
+from modelwright.engine.native import NativeRunner, is_low_bit, refusal
+from modelwright.engine.runner import Runner, refuse_unpaged
+from modelwright.models.decoder import Decoder
+from modelwright.models.weights import load_model
+from modelwright.nn.kernels import build
+from modelwright.nn.kernels.packed import round_linear
+from modelwright.nn.linear import linears, replace_module
+from modelwright.nn.lowbit import LAYERS, LowBitLinear
+
+log = get_logger(__name__)
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+KERNELS = ("native", "plain")
+GROUP_SIZES = {"int8": None, "int4": 32}  # what `quantize` can be; int8 has one scale a row
+BITS = {"int8": 8, "int4": 4}
+HEAD_BITS = 8
+LOAD_SECONDS = 0.5  # what was compiled before is there within this time
+
+
+def prepare_model(
+    model: str | Path | nn.Module, dtype_name: str | None, device_name: str | None, quantize: str | None
+) -> Any:
+    """Return a causal model in evaluation mode; a given module is moved if asked to, and never rounded itself.
+
+    Raises:
+        ConfigError: The model does not write text, or keeps what cannot be paged.
+    """
+    dtype = DTYPES[dtype_name] if dtype_name else None
+    if isinstance(model, nn.Module):
+        if dtype is not None or device_name is not None:
+            model = model.to(device=pick_device(device_name) if device_name else None, dtype=dtype)
+    else:
+        device = pick_device(device_name)
+        if dtype is None:
+            dtype = torch.bfloat16 if has_fast_bf16(device) else torch.float32
+        model = load_model(Path(model), dtype=dtype, device=device)
+    if not isinstance(model, Decoder):
+        raise ConfigError(
+            f"The model is a {type(model).__name__}, which does not write text; "
+            "the engine runs causal language models such as LlamaForCausalLM."
+        )
+    refuse_unpaged(model, model.cache_layout())
+    return (model if quantize is None else rounded(model, quantize)).eval()
+
+
+@torch.no_grad()
+def rounded(model: nn.Module, quantize: str) -> nn.Module:
+    """Return the model with its linear layers rounded; all other tensors are shared with the given one.
+
+    Raises:
+        ConfigError: It is rounded already, or ``quantize`` is no known form.
+    """
+    if quantize not in BITS:
+        raise ConfigError(f"quantize is {quantize!r}; known: {', '.join(BITS)}. Leave it out to keep the weights.")
+    if any(isinstance(module, LowBitLinear) for module in model.modules()):
+        raise ConfigError(
+            f"The model's weights are rounded already; quantize={quantize!r} would lose more. Leave it out."
+        )
+    kept: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    made = copy.deepcopy(model, kept)
+    for name, layer in list(linears(made)):
+        if type(layer) is nn.Linear:
+            bits = HEAD_BITS if name == "lm_head" else BITS[quantize]
+            replace_module(made, name, _round(layer, bits, GROUP_SIZES["int4" if bits == 4 else "int8"]))
+    return made
+
+
+def _round(layer: nn.Linear, bits: int, group_size: int | None) -> LowBitLinear:
+    library = build.wait() if layer.weight.device.type == "cpu" else None
+    unit = group_size or layer.in_features
+    if library is None or layer.weight.dtype != torch.bfloat16 or unit % 16 or layer.in_features % unit:
+        return LAYERS[bits].from_linear(layer, group_size)
+    return round_linear(library, layer, bits, group_size)
+
+
+class Steps:
+    """The runner that computes the steps, and the better one that is still being made.
+
+    Args:
+        model: From `prepare_model`.
+        num_blocks: Of the cache.
+        block_size: Positions in a block.
+        kernels: "native", "plain", or None to decide.
+
+    Raises:
+        ConfigError: "native" was asked for and cannot be.
+    """
+
+    def __init__(self, model: nn.Module, *, num_blocks: int, block_size: int, kernels: str | None):
+        self._sizes = {"num_blocks": num_blocks, "block_size": block_size}
+        self._model = model
+        self._coming: NativeRunner | None = None
+        why_not = refusal(model, block_size)
+        if kernels == "native":
+            why_not = why_not or (None if build.wait() is not None else build.failure())
+            if why_not is not None:
+                raise ConfigError(f"kernels='native' cannot be: {why_not}. Leave it out to let the engine decide.")
+        is_wanted = kernels == "native" or (kernels is None and why_not is None and is_low_bit(model))
+        library = build.wait(LOAD_SECONDS) if is_wanted else None
+        self.runner: Any = (
+            Runner(model, **self._sizes) if library is None else NativeRunner(model, library, **self._sizes)
+        )
+        if is_wanted and library is None and build.failure() is None:
+            threading.Thread(target=self._make, name="native-step", daemon=True).start()
+
+    def _make(self) -> None:
+        library = build.wait()
+        if library is not None:
+            self._coming = NativeRunner(self._model, library, **self._sizes)
+
+    def take_over(self) -> bool:
+        """Change to the better runner if it has come; the caller knows that no request is under way."""
+        if self._coming is None:
+            return False
+        self.runner, self._coming = self._coming, None
+        log.info("steps are computed by the compiled kernels from now on")
+        return True
