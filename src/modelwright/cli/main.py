@@ -72,6 +72,12 @@ VERBS = {
         "mw train recipes/pretrain/small.yaml --minutes=10",
         takes_settings=True,
     ),
+    "selfcheck": Verb(
+        "modelwright.cli.selfcheck:selfcheck",
+        "change what must not change a training run's result, at toy size, and compare",
+        "mw selfcheck recipes/pretrain/small.yaml",
+        takes_settings=True,
+    ),
     "pull": Verb(
         "modelwright.cli.pull:pull",
         "fetch a published model from the hub: safetensors, config, tokenizer",

@@ -10,3 +10,18 @@ METHOD_CONFIGS = {
     "pretrain": "modelwright.train.pretrain:PretrainConfig",
     "finetune": "modelwright.train.finetune:FinetuneConfig",
 }
+
+# How a method is made small for `mw selfcheck`, and what is checked: each entry is one row of its answer.
+SUBJECTS = {
+    "pretrain": "modelwright.train.selfcheck:pretrain_subject",
+    "finetune": "modelwright.train.selfcheck:finetune_subject",
+}
+
+CHECKS = {
+    "accumulation": "modelwright.train.selfcheck:check_accumulation",
+    "packing": "modelwright.train.selfcheck:check_packing",
+    "resuming": "modelwright.train.selfcheck:check_resuming",
+    "recomputing": "modelwright.train.selfcheck:check_recomputing",
+    "pieces": "modelwright.train.selfcheck:check_pieces",
+    "compiling": "modelwright.train.selfcheck:check_compiling",
+}

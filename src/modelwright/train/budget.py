@@ -13,6 +13,7 @@ import torch
 
 from modelwright.base.device import describe_machine, has_fast_bf16, measure_matmul_flops, pick_device
 from modelwright.models.llama import Llama, LlamaConfig
+from modelwright.nn.cross_entropy import MAX_LOGITS
 from modelwright.train.loop import LoopConfig
 
 # Share of the machine's matrix rate that a training step reaches; measured 0.5 to 0.6 on two CPU cores
@@ -65,10 +66,14 @@ def flops_per_token(config: LlamaConfig, row_len: int) -> float:
 
 
 def optimizer_bytes(config: LlamaConfig, name: str) -> int:
-    """Return the size of the optimizer state: float32, one moment for Muon's matrices, two for AdamW's tensors."""
+    """Return the size of the optimizer state: float32, one moment for Muon's matrices, two for AdamW's tensors.
+
+    In 8 bits a moment is a byte and a scale a block of 256; Lion keeps one moment; Adafactor next to nothing.
+    """
     total, _ = count_parameters(config)
     if name != "muon":
-        return 8 * total
+        a_weight = {"adamw8bit": 2 + 8 / 256, "paged_adamw8bit": 2 + 8 / 256, "lion": 4, "adafactor": 8 / 256}
+        return int(a_weight.get(name, 8) * total)
     with torch.device("meta"):
         model = Llama(config)
     hidden = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 2 and n.startswith("layers."))
@@ -79,7 +84,7 @@ def activation_bytes(config: LlamaConfig, micro_batch_size: int, row_len: int, i
     """Estimate what the forward pass keeps for the backward pass, and the logits, in bytes.
 
     A layer keeps about its inputs, q, k, v, the attention output and three feed-forward rows, and the attention
-    weights where they are not recomputed; logits are kept in the compute type and once in float32.
+    weights where they are not recomputed; of the logits a piece stands in the compute type and twice in float32.
     """
     assert config.head_dim is not None and config.num_kv_heads is not None
     size = 2 if is_bf16 else 4
@@ -87,7 +92,7 @@ def activation_bytes(config: LlamaConfig, micro_batch_size: int, row_len: int, i
     heads = (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     a_layer = tokens * (4 * config.hidden_size + heads + 3 * config.intermediate_size) * size
     weights = micro_batch_size * config.num_heads * row_len * row_len * size
-    logits = tokens * config.vocab_size * (size + 4)
+    logits = min(tokens * config.vocab_size, MAX_LOGITS) * (size + 8)
     return config.num_layers * (a_layer + weights) + logits
 
 

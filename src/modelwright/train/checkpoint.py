@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from modelwright.base.config import to_dict
 from modelwright.base.errors import CheckpointError, ConfigError
 from modelwright.base.files import atomic_folder, read_json, write_json
 from modelwright.base.logs import get_logger
+from modelwright.models.tensor_file import write_tensors
 from modelwright.models.weights import load_model, save_model
 
 if TYPE_CHECKING:
@@ -74,10 +75,10 @@ class Snapshot:
             if self.model is not None:
                 save_model(self.model, work)
             else:
-                save_file(self.trained, work / _WEIGHTS)
-            save_file(self.optimizer, work / _OPTIMIZER)
+                write_tensors(work / _WEIGHTS, self.trained)
+            write_tensors(work / _OPTIMIZER, self.optimizer)
             if self.ema:
-                save_file(self.ema, work / _EMA)
+                write_tensors(work / _EMA, self.ema)
             write_json(work / _STATE, self.state)
         for old in checkpoints(folder)[:-num_kept]:
             shutil.rmtree(old)

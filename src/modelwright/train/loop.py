@@ -23,11 +23,13 @@ from modelwright.base import distributed
 from modelwright.base.device import can_compile, pick_device
 from modelwright.base.errors import ConfigError
 from modelwright.base.progress import bar, human_count, track
+from modelwright.nn.float8 import leave_float8
 from modelwright.optim.build import OptimizerConfig, make_optimizer
 from modelwright.optim.ema import Ema, EmaConfig
 from modelwright.optim.schedule import ScheduleConfig, make_schedule
 from modelwright.train.batches import check_batch
 from modelwright.train.checkpoint import CheckpointConfig, CheckpointWriter, restore_newest, roll_back
+from modelwright.train.lengths import LengthConfig, cut_rows, length_at
 from modelwright.train.memory import explain_out_of_memory
 from modelwright.train.objective import Objective, StepReport, clip_gradients
 from modelwright.train.precision import Precision, check_precision
@@ -54,6 +56,7 @@ class LoopConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
+    lengths: LengthConfig | None = None  # rows that begin short; None: whole from the first step on
     ema: EmaConfig | None = None  # None: the model ends as the last weights, not as their moving average
 
     def __post_init__(self) -> None:
@@ -146,7 +149,11 @@ class Run:
 
     def sum_over_ranks(self, value: Tensor | float) -> float:
         """Return the sum of a number over the ranks that see different data."""
-        return float(distributed.sum_over_ranks(torch.as_tensor(value, dtype=torch.float64), self.layout.group))
+        return float(
+            distributed.sum_over_ranks(
+                torch.as_tensor(value, dtype=torch.float64, device=self.device), self.layout.group
+            )
+        )
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a part of the step's loss, already divided by what the whole step is divided by."""
@@ -184,6 +191,9 @@ class Run:
         batches = [self.loader.next_batch() for _ in range(self.config.grad_accum_steps)]
         for batch in batches:
             check_batch(self.model, batch)
+        if self.config.lengths is not None:
+            row_len = batches[0].input_ids.shape[1]
+            batches = [cut_rows(b, length_at(self.step, row_len, self.config.lengths)) for b in batches]
         self._is_updated = False
         with explain_out_of_memory(self.config):
             loss, num_trained, norm = self.objective.step(self, batches)
@@ -260,6 +270,7 @@ def train(
             writer.wait(is_last=run.step == run.num_steps)
     if run.ema is not None:
         run.ema.copy_to_model()
+    leave_float8(run.model)
     run.model.eval()
     return run
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from modelwright.base.device import has_fast_bf16
 from modelwright.base.errors import ConfigError, DeviceError
+from modelwright.nn.float8 import MULTIPLE, use_float8
 
 PRECISIONS = ("bf16", "fp16", "fp32", "fp8")
 FIRST_SCALE = 2.0**16
@@ -39,6 +40,11 @@ class Precision:
 
     def convert(self, model: nn.Module) -> nn.Module:
         """Return the model with its large linear layers computed in fp8 where that is the format; else as it is."""
+        if self.name == "fp8" and not use_float8(model):
+            raise ConfigError(
+                f"loop.precision is 'fp8', but {type(model).__name__} has no linear layer whose sides are multiples of "
+                f"{MULTIPLE}. Use bf16."
+            )
         return model
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
