@@ -1,13 +1,19 @@
 """The application's edge: health, metrics, headers, other sites' scripts, and the engine going down."""
 
 import concurrent.futures
+import os
+import shutil
+import ssl
+import subprocess
+import sys
 import time
 
 import httpx2
 import pytest
+from fastapi import FastAPI
 
 from modelwright.base.errors import ConfigError
-from modelwright.serve.app import ServeConfig, create_app
+from modelwright.serve.app import ServeConfig, create_app, serve
 
 pytestmark = pytest.mark.service
 
@@ -130,3 +136,57 @@ def test_requests_that_do_not_move_make_the_server_unready(start, build_engine):
             pulse.stop()
             time.sleep(0.4)
             assert httpx2.get(server.url + "/health/ready").status_code == 200  # nothing to do is no stall
+
+
+def test_other_sites_may_ask_only_when_they_are_named(build_engine, start):
+    config = ServeConfig(allowed_origins=("https://app.example.org",))
+    with (
+        build_engine() as engine,
+        start(create_app(config, engine, engine.tokenizer, "tiny", None, None), engine) as server,
+    ):
+        named, other = {"origin": "https://app.example.org"}, {"origin": "https://evil.example.org"}
+        answer = httpx2.get(f"{server.url}/v1/models", headers=named)
+        assert answer.status_code == 200
+        assert answer.headers["access-control-allow-origin"] == "https://app.example.org"
+        refused = httpx2.get(f"{server.url}/v1/models", headers=other)
+        assert refused.status_code == 403 and "access-control-allow-origin" not in refused.headers
+        asked = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+        assert httpx2.options(f"{server.url}/v1/models", headers=named | asked).status_code == 200
+        assert httpx2.options(f"{server.url}/v1/models", headers=other | asked).status_code == 400
+
+
+def test_https_with_a_certificate_and_a_broken_one_is_refused(tmp_path, free_port):
+    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1"]
+    files = ["-keyout", str(tmp_path / "key.pem"), "-out", str(tmp_path / "cert.pem")]
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl")
+    name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    subprocess.run([*make, *files, *name], check=True, capture_output=True)
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from pathlib import Path\nfrom conftest import make_engine\n"
+        "from modelwright.serve.app import ServeConfig, create_app, serve\n"
+        "with make_engine() as engine:\n"
+        "    app = create_app(ServeConfig(), engine, engine.tokenizer, 'tiny', None, None)\n"
+        "    serve(app, port=int(sys.argv[2]), tls=(Path(sys.argv[3]), Path(sys.argv[4])))\n"
+    )
+    here = os.path.dirname(__file__)
+    parts = [sys.executable, "-c", program, here, str(free_port), str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")]
+    process = subprocess.Popen(parts)
+    try:
+        trust = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                answer = httpx2.get(f"https://localhost:{free_port}/v1/models", verify=trust)
+                break
+            except httpx2.ConnectError:
+                assert time.monotonic() < deadline and process.poll() is None
+                time.sleep(0.1)
+        assert answer.json()["data"][0]["id"] == "tiny"
+    finally:
+        process.kill()
+        process.wait(10)
+    (tmp_path / "cert.pem").write_text("nonsense")
+    with pytest.raises(ConfigError, match="cannot be used"):
+        serve(FastAPI(), port=free_port, tls=(tmp_path / "cert.pem", tmp_path / "key.pem"))

@@ -13,7 +13,7 @@ from modelwright.engine.llm import LLM
 from modelwright.ops.life import LifeConfig
 from modelwright.ops.quickstart import ask_examples, example_questions, run_quickstart
 from modelwright.serve.app import ServeConfig
-from modelwright.serve.port import check_port
+from modelwright.serve.port import Address, check_port
 
 
 def quickstart(
@@ -55,7 +55,7 @@ def quickstart(
         str(out / "chat"),
         out / "index",
         name="quickstart",
-        address=("127.0.0.1", port),
+        address=Address(port=port),
         embedder=embedder,
     )
 

@@ -16,7 +16,7 @@ from modelwright.rag.index import Index
 from modelwright.rag.rerank import CrossEncoder
 from modelwright.serve.app import ServeConfig, create_app
 from modelwright.serve.app import serve as run_server
-from modelwright.serve.port import check_port
+from modelwright.serve.port import Address, check_port
 from modelwright.serve.vectors import Encoders
 from modelwright.studio import PAGE
 
@@ -37,6 +37,12 @@ def serve(
     ] = False,
     api_key_file: Annotated[Path | None, typer.Option(help="Keys that may ask; make them with mw keys.")] = None,
     trace: Annotated[Path | None, typer.Option(help="Write every prompt and answer there, for mw replay.")] = None,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option(help="Another site whose pages may ask: https://app.example.org; repeatable.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain in PEM, for HTTPS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key, where it stands in another file.")] = None,
+    otlp: Annotated[str | None, typer.Option(help="OpenTelemetry collector for spans: http://localhost:4318.")] = None,
     state_dir: Annotated[Path | None, typer.Option(help="Where uploaded files and batches outlive the server.")] = None,
 ) -> None:
     """Serve MODEL, an index, or both, with the OpenAI API under /v1 and the page at /.
@@ -45,12 +51,20 @@ def serve(
     """
     check_port(host, port)
     mode: Literal["generated", "extractive"] = "generated" if generate else "extractive"
-    config = ServeConfig(answer_mode=mode, api_key_file=api_key_file, state_dir=state_dir, trace_file=trace)
+    config = ServeConfig(
+        answer_mode=mode,
+        api_key_file=api_key_file,
+        state_dir=state_dir,
+        trace_file=trace,
+        otlp_endpoint=otlp,
+        allowed_origins=tuple(allow_origin or ()),
+    )
+    address = Address(host, port, tls_cert, tls_key)
     settings = EngineConfig(speculation=SpeculationConfig() if speculate else None)
     kind = encoder_kind(fetch(model)) if model is not None else None
     encoders = open_encoders(model if kind == "encoder" else embedder, model if kind == "reranker" else reranker)
     model = model if kind is None else None
-    start(config, model, index, name=name, address=(host, port), embedder=embedder, engine=settings, encoders=encoders)
+    start(config, model, index, name=name, address=address, embedder=embedder, engine=settings, encoders=encoders)
 
 
 def open_encoders(embedder: str | None, reranker: str | None) -> Encoders:
@@ -67,21 +81,19 @@ def start(
     index: Path | None,
     *,
     name: str | None,
-    address: tuple[str, int],
+    address: Address,
     embedder: str | None = None,
     engine: EngineConfig | None = None,
     encoders: Encoders | None = None,
 ) -> None:
     """Open what is to be served, say where, and serve it until interrupted."""
-    host, port = address
     opened = Index.open(index, embedder=embedder) if index is not None else None
     writer = AsyncEngine(fetch(model), config=engine) if model is not None else None
     name = name or Path(model or index or "modelwright").name
     app = create_app(config, writer, writer.tokenizer if writer else None, name, opened, PAGE, encoders)
-    shown = f"[{host}]" if ":" in host else host
-    console.print(f"[bold]http://{shown}:{port}/[/bold]  the page; http://{shown}:{port}/v1  the API. Ctrl-C ends.")
+    console.print(f"[bold]{address.url}/[/bold]  the page; {address.url}/v1  the API. Ctrl-C ends.")
     try:
-        run_server(app, host, port)
+        run_server(app, address.host, address.port, address.tls)
     except KeyboardInterrupt:  # Ctrl-C is how a server is meant to end
         console.print("stopped")
     finally:

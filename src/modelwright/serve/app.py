@@ -8,12 +8,13 @@ import contextlib
 import functools
 import ipaddress
 import secrets
+import ssl
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from modelwright.base.errors import RequestError
+from modelwright.base.errors import ConfigError, RequestError
 from modelwright.serve.anthropic_api import AnthropicRoutes
 from modelwright.serve.batches_api import BatchRoutes, BatchRunner
 from modelwright.serve.errors import error_body, error_response, install_handlers, refuse_socket
@@ -27,11 +28,14 @@ from modelwright.serve.port import check_port
 from modelwright.serve.responses_api import ResponsesRoutes
 from modelwright.serve.served import ServeConfig, Served
 from modelwright.serve.socket_api import SocketRoutes
+from modelwright.serve.telemetry import current_headers
+from modelwright.serve.tokenizers_api import TokenizerRoutes
 from modelwright.serve.vectors import Encoders, VectorRoutes
 from modelwright.serve.web import (
     INSIDE,
     ASGIApp,
     ClientDisconnect,
+    CORSMiddleware,
     FastAPI,
     JSONResponse,
     Message,
@@ -111,11 +115,26 @@ def create_app(
     FileRoutes(files, config.max_file_bytes).install(app)
     BatchRoutes(runner, config.max_body_bytes, config.body_timeout_seconds).install(app)
     PageRoutes(served, page).install(app)
+    TokenizerRoutes({model_name: tokenizer} if tokenizer is not None else {}).install(app)
     HealthRoutes(served).install(app)
+    _hang_doors(app, config, served.metrics, keys)
+    return app
+
+
+def _hang_doors(app: FastAPI, config: ServeConfig, metrics: Metrics, keys: KeyRing | None) -> None:
+    """Add what a request passes before the routes; the last one added is the first it meets."""
     if keys is not None:
         app.add_middleware(Gate, keys=keys)  # type: ignore[arg-type]
-    app.add_middleware(FrontDoor, metrics=served.metrics, allowed_hosts=config.allowed_hosts)  # type: ignore[arg-type]
-    return app
+    origins = config.allowed_origins
+    app.add_middleware(
+        FrontDoor,  # type: ignore[arg-type]
+        metrics=metrics,
+        allowed_hosts=config.allowed_hosts,
+        allowed_origins=origins,
+    )
+    if origins:
+        methods = ["GET", "POST", "DELETE"]
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=["*"])  # type: ignore[arg-type]
 
 
 class HealthRoutes:
@@ -163,10 +182,17 @@ class FrontDoor:
     request came over the loopback address. Programs send no ``Origin`` and are not concerned.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, allowed_hosts: tuple[str, ...]):
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        allowed_hosts: tuple[str, ...],
+        allowed_origins: tuple[str, ...] = (),
+    ):
         self.app = app
         self.metrics = metrics
         self.allowed_hosts = frozenset(h.lower() for h in allowed_hosts)
+        self.allowed_origins = frozenset(o.lower() for o in allowed_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let one request through, or refuse it."""
@@ -181,6 +207,8 @@ class FrontDoor:
         if not (request_id.isascii() and request_id.isprintable() and 0 < len(request_id) <= 128):
             request_id = secrets.token_hex(12)
         scope["path"] = _single_slashes(scope["path"])
+        if b"traceparent" in headers:
+            current_headers.set({name: headers.get(name.encode(), "") for name in ("traceparent", "tracestate")})
 
         is_started = False
 
@@ -223,7 +251,8 @@ class FrontDoor:
         if names and _host_name(host) not in names:
             message = f"This server is not called {host!r}. Use one of: {', '.join(sorted(names))}."
             return RequestError(message, code="unknown_host", status=403)
-        if origin is not None and origin.partition("://")[2].lower() != host.lower():
+        is_own = origin is None or origin.partition("://")[2].lower() == host.lower()
+        if origin is not None and not is_own and origin.lower() not in self.allowed_origins:
             message = f"A page of {origin} may not use this server; only its own page may."
             return RequestError(message, code="foreign_origin", status=403)
         return None
@@ -255,13 +284,30 @@ def _is_loopback(address: str) -> bool:
         return False
 
 
-def serve(app: FastAPI, host: str = "127.0.0.1", port: int = 8000) -> None:
+def serve(app: FastAPI, host: str = "127.0.0.1", port: int = 8000, tls: tuple[Path, Path | None] | None = None) -> None:
     """Run the application until it is interrupted.
 
+    Args:
+        app: What `create_app` returned.
+        host: Address to listen on.
+        port: Port to listen on.
+        tls: A certificate chain and its key in PEM (None: the key stands in the same file); None: plain HTTP.
+
     Raises:
+        ConfigError: The certificate or its key cannot be read, or they do not belong together.
         DeviceError: The port is in use.
     """
     check_port(host, port)
+    files: dict[str, Any] = {}
+    if tls is not None:
+        try:
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(*tls)
+        except (OSError, ssl.SSLError) as error:
+            message = (
+                f"The certificate {tls[0]} with the key {tls[1] or tls[0]} cannot be used: {error}. Give both as PEM."
+            )
+            raise ConfigError(message) from error
+        files = {"ssl_certfile": str(tls[0]), "ssl_keyfile": str(tls[1]) if tls[1] else None}
     # Open streams would hold a shutdown up for as long as they last.
-    config = uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=5)
+    config = uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=5, **files)
     uvicorn.Server(config).run()

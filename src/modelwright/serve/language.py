@@ -67,28 +67,28 @@ def room(served: Served, num_prompt: int, asked: int | None, default: int | None
 
 
 async def generate(
-    served: Served, prompt_ids: Sequence[int], params: SamplingParams, shown: Mapping[int, str] | None = None
+    served: Served,
+    prompt_ids: Sequence[int],
+    params: SamplingParams,
+    shown: Mapping[int, str] | None = None,
+    operation: str = "chat",
 ) -> AsyncGenerator[Piece, None]:
     """Yield the pieces of one completion; closing the generator ends the request and frees its blocks.
 
     Args:
         shown: Special tokens that are written out, which otherwise have no text.
+        operation: What a span calls the work.
 
     Raises:
         EngineDownError: The engine stopped before the completion was whole.
     """
     assert served.engine is not None
-    key = current_key.get()
-    tags = {"tenant": key.config.name} if key is not None else None  # a prefix cache and a queue of its own
-    trace, drawn, reason = served.trace, list[int](), "abort"
-    if trace is not None and params.seed is None:
+    if served.trace is not None and params.seed is None:
         params = replace(params, seed=secrets.randbits(63))
     try:
-        async with contextlib.aclosing(served.engine.stream_pieces(prompt_ids, params, tags)) as pieces:
+        async with contextlib.aclosing(_observed(served, prompt_ids, params, operation)) as pieces:
             async for piece in pieces:
                 delta = piece.delta
-                drawn += delta.token_ids if trace is not None else ()
-                reason = delta.finish_reason or reason
                 tokens: tuple[Token, ...] = ()
                 if params.logprobs is not None:
                     tokens = _tokens(prompt_ids, piece)
@@ -102,9 +102,30 @@ async def generate(
         if served.engine.is_healthy:
             raise
         raise EngineDownError(f"The engine has stopped: {error} Start the server again.") from error
+
+
+async def _observed(
+    served: Served, prompt_ids: Sequence[int], params: SamplingParams, operation: str
+) -> AsyncGenerator["EnginePiece", None]:
+    """Yield the engine's pieces, with a span around them and a line in the trace at their end."""
+    assert served.engine is not None
+    key, telemetry = current_key.get(), served.telemetry
+    tags = {"tenant": key.config.name} if key is not None else None  # a prefix cache and a queue of its own
+    drawn, reason = list[int](), "abort"
+    span = telemetry.begin(operation, served.model_name, params) if telemetry is not None else contextlib.nullcontext()
+    try:
+        with span as seen:
+            async with contextlib.aclosing(served.engine.stream_pieces(prompt_ids, params, tags)) as pieces:
+                async for piece in pieces:
+                    delta = piece.delta
+                    drawn += delta.token_ids if served.trace is not None else ()
+                    reason = delta.finish_reason or reason
+                    if seen is not None:
+                        seen.see(len(delta.token_ids), delta.finish_reason, delta.usage)
+                    yield piece
     finally:
-        if trace is not None:
-            trace.add(prompt_ids, params, drawn, reason)
+        if served.trace is not None:
+            served.trace.add(prompt_ids, params, drawn, reason)
 
 
 def _tokens(prompt_ids: Sequence[int], piece: "EnginePiece") -> tuple[Token, ...]:
@@ -145,7 +166,7 @@ async def completion_pieces(
     fields.sampling(body, asked or 1)
     ids = await encode(served, prompt) if isinstance(prompt, str) else list(prompt)
     params = fields.sampling(body, room(served, len(ids), asked, LEGACY_MAX_TOKENS, "prompt"))
-    streams = [generate(served, ids, one) for one in params.split()]
+    streams = [generate(served, ids, one, operation="text_completion") for one in params.split()]
     if not fields.flag(body, "echo"):
         return streams
     assert served.tokenizer is not None

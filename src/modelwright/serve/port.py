@@ -2,8 +2,31 @@
 
 import errno
 import socket
+from dataclasses import dataclass
+from pathlib import Path
 
 from modelwright.base.errors import DeviceError
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a server listens."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    certificate: Path | None = None  # a chain in PEM, for HTTPS; None: plain HTTP
+    key: Path | None = None  # of the certificate; None: it stands in the same file
+
+    @property
+    def tls(self) -> tuple[Path, Path | None] | None:
+        """The certificate and its key, if there is one."""
+        return None if self.certificate is None else (self.certificate, self.key)
+
+    @property
+    def url(self) -> str:
+        """How the server is reached."""
+        shown = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'http' if self.certificate is None else 'https'}://{shown}:{self.port}"
 
 
 def check_port(host: str, port: int) -> None:

@@ -16,6 +16,7 @@ from modelwright.base.errors import CapacityError, ConfigError, RequestError
 from modelwright.base.types import FinishReason, TopLogprobs, Usage
 from modelwright.serve.errors import EngineDownError
 from modelwright.serve.metrics import Metrics
+from modelwright.serve.telemetry import Telemetry
 from modelwright.serve.tool_calls import CallDelta
 from modelwright.serve.trace import Trace
 from modelwright.serve.vectors import Encoders
@@ -45,6 +46,8 @@ class ServeConfig:
     stall_seconds: float = 60.0  # without a token while requests run: not ready
     api_key_file: Path | None = None  # who may ask; None: everybody who reaches the address
     trace_file: Path | None = None  # every prompt and answer is written there, for mw replay; None: nowhere
+    otlp_endpoint: str | None = None  # of an OpenTelemetry collector that is sent spans; None: no spans
+    allowed_origins: tuple[str, ...] = ()  # other sites whose pages may ask: https://app.example.org
     allowed_hosts: tuple[str, ...] = ()  # names to be called by, beside localhost; empty off loopback: any
 
     def __post_init__(self) -> None:
@@ -142,6 +145,7 @@ class Served:
             if engine is None:
                 raise ConfigError("serve.trace_file is given, but no language model, whose requests are traced.")
             self.trace = Trace(config.trace_file, engine.engine.model, engine.engine.config)
+        self.telemetry = None if config.otlp_endpoint is None else Telemetry(config.otlp_endpoint)
         self.pool = ThreadPoolExecutor(config.num_threads, thread_name_prefix="documents")
 
     @property
@@ -200,5 +204,7 @@ class Served:
     async def close(self) -> None:
         """Wait for the threads, while the loop that they may be waiting for still runs."""
         await asyncio.to_thread(self.pool.shutdown, True, cancel_futures=True)
+        if self.telemetry is not None:
+            await asyncio.to_thread(self.telemetry.close)
         if self.trace is not None:
             self.trace.close()

@@ -11,6 +11,7 @@ try:
     from fastapi import FastAPI, Request
     from fastapi.responses import JSONResponse, Response
     from starlette.exceptions import HTTPException
+    from starlette.middleware.cors import CORSMiddleware
     from starlette.requests import ClientDisconnect
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
     from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -23,6 +24,7 @@ INSIDE = "modelwright.inside"
 __all__ = [
     "INSIDE",
     "ASGIApp",
+    "CORSMiddleware",
     "ClientDisconnect",
     "FastAPI",
     "HTTPException",
