@@ -1,5 +1,6 @@
 """The offline front: text in and out, streams, stop strings, many callers."""
 
+import asyncio
 import threading
 from pathlib import Path
 
@@ -215,3 +216,42 @@ def test_penalties_and_bad_words_change_what_is_written(llm: LLM, tokenizer: Tok
     assert llm.generate("the quick", biased)[0].token_ids == (7, 7, 7)
     with pytest.raises(RequestError, match="logit_bias names token id 99999"):
         llm.generate("x", SamplingParams(logit_bias={99999: 1.0}))
+
+
+def test_a_stream_is_read_by_async_for_as_well(llm: LLM):
+    params = SamplingParams(temperature=1.5, max_tokens=20, seed=3)
+
+    async def read() -> list[str]:
+        return [delta.text async for delta in llm.stream(MESSAGES, params)]
+
+    async def read_two() -> list[list[str]]:
+        return list(await asyncio.gather(read(), read()))
+
+    whole = llm.chat(MESSAGES, params).text
+    assert ["".join(texts) for texts in asyncio.run(read_two())] == [whole, whole]
+
+
+def test_scores_are_the_models_log_probabilities(llm: LLM, model: Llama, tokenizer: Tokenizer):
+    first, whole = tokenizer.encode("the quick"), tokenizer.encode("the quick brown fox")
+    with torch.inference_mode():
+        log_probs = model(torch.tensor([whole])).logits[0].float().log_softmax(-1)
+    expected = [float(log_probs[i - 1, whole[i]]) for i in range(len(first), len(whole))]
+    text, ids = llm.score(["the quick", first], [" brown fox", whole[len(first) :]])
+    assert text.token_log_probs == pytest.approx(expected, abs=1e-4) and text == ids
+    assert text.log_prob == pytest.approx(sum(expected), abs=1e-3)
+    several = llm.score("the quick", [" brown fox", " dog"])
+    assert several[0] == text and len(several) == 2
+    with pytest.raises(RequestError, match="adds no token"):
+        llm.score("the", "")
+    with pytest.raises(RequestError, match="2 prompts and 1 continuations"):
+        llm.score(["a", "b"], ["c"])
+
+
+def test_vectors_are_the_mean_of_the_last_states(llm: LLM, model: Llama, tokenizer: Tokenizer):
+    ids = tokenizer.encode("the lazy dog")
+    with torch.inference_mode():
+        mean = model.hidden(torch.tensor([ids]))[0].float().mean(0)
+    vectors = llm.embed(["the lazy dog", "a fox", ids])
+    assert vectors.shape == (3, len(mean)) and vectors[0].tolist() == vectors[2].tolist()
+    assert vectors[0].tolist() == pytest.approx((mean / mean.norm()).tolist(), abs=1e-5)
+    assert llm.embed([]).shape == (0, len(mean))

@@ -4,11 +4,15 @@ Every call may be given one prompt or many; many are computed together. Calls fr
 step, so streams that are open at the same time share the batch.
 """
 
+import asyncio
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
+import numpy as np
+import torch
 from torch import nn
 
 from modelwright.base.errors import ModelwrightError, RequestError
@@ -18,6 +22,44 @@ from modelwright.engine.request import Answer, Piece, Request
 from modelwright.tokenizer.bpe import Tokenizer
 
 Prompt = str | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Score:
+    """How likely a continuation is."""
+
+    token_log_probs: tuple[float, ...]  # natural, of each of its tokens behind all before
+
+    @property
+    def log_prob(self) -> float:
+        """The log-probability of the whole continuation."""
+        return sum(self.token_log_probs)
+
+
+class Stream:
+    """Pieces of an answer as they come, for ``for`` and, computed in a thread, for ``async for``."""
+
+    def __init__(self, deltas: Generator[Delta, None, None]):
+        self._deltas = deltas
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Delta:
+        return next(self._deltas)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Delta:
+        delta = await asyncio.to_thread(next, self._deltas, None)
+        if delta is None:
+            raise StopAsyncIteration
+        return delta
+
+    def close(self) -> None:
+        """End the request and free its blocks."""
+        self._deltas.close()
 
 
 class LLM:
@@ -92,13 +134,71 @@ class LLM:
         ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
         return self.generate(ids, params)[0]
 
-    def stream(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Iterator[Delta]:
-        """Answer a conversation piece by piece; closing the iterator frees the request's blocks."""
-        return self._stream(self._check_chat(messages, params))
+    def stream(self, messages: Sequence[Message], params: SamplingParams | None = None) -> "Stream":
+        """Answer a conversation piece by piece, for ``for`` and for ``async for``; closing it frees its blocks."""
+        return Stream(self._stream(self._check_chat(messages, params)))
 
-    def stream_prompt(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Delta]:
+    def stream_prompt(self, prompt: Prompt, params: SamplingParams | None = None) -> "Stream":
         """Complete one prompt piece by piece."""
-        return self._stream(self.engine.check(self._encode(prompt), params or SamplingParams()))
+        return Stream(self._stream(self.engine.check(self._encode(prompt), params or SamplingParams())))
+
+    def score(self, prompts: Prompt | Sequence[Prompt], continuations: Prompt | Sequence[Prompt]) -> list[Score]:
+        """Return how likely each continuation is behind its prompt.
+
+        Args:
+            prompts: One prompt for all continuations, or one for each.
+            continuations: A text goes on right where the prompt ends: a space between them belongs to it. Texts are
+                cut into tokens together, and the prompt's share is what the prompt alone has.
+
+        Raises:
+            RequestError: A continuation adds no token, or the counts differ.
+        """
+        after = [continuations] if _is_prompt(continuations) else list(continuations)  # type: ignore[arg-type]
+        before = [prompts] * len(after) if _is_prompt(prompts) else list(prompts)  # type: ignore[arg-type]
+        if len(before) != len(after):
+            raise RequestError(
+                f"There are {len(before)} prompts and {len(after)} continuations. Give one prompt, or one for each.",
+                param="prompts",
+            )
+        pairs = [self._join_pair(b, a) for b, a in zip(before, after, strict=True)]  # type: ignore[arg-type]
+        params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=True)
+        done = self.generate([ids for ids, _ in pairs], params)
+        return [
+            Score(tuple(float(p or 0.0) for p in (completion.prompt_logprobs or ())[start:]))
+            for (_, start), completion in zip(pairs, done, strict=True)
+        ]
+
+    def _join_pair(self, prompt: Prompt, continuation: Prompt) -> tuple[list[int], int]:
+        """Return the ids of both and where the continuation's begin."""
+        first = self._encode(prompt)
+        if isinstance(prompt, str) and isinstance(continuation, str):
+            ids = self.tokenizer.encode(prompt + continuation)
+        else:
+            ids = [*first, *self._encode(continuation)]
+        start = max(1, len(first))  # nothing is said of a first token
+        if len(ids) <= start:
+            raise RequestError(
+                f"The continuation {continuation!r:.80} adds no token to its prompt. Give more text.",
+                param="continuations",
+            )
+        return ids, start
+
+    def embed(self, prompts: Prompt | Sequence[Prompt]) -> np.ndarray:
+        """Return one unit vector a prompt, shape (prompts, D), float32: the mean of the last layer's states.
+
+        A model that was trained to write gives rough vectors; for search take a sentence encoder.
+        """
+        listed = [prompts] if _is_prompt(prompts) else list(prompts)  # type: ignore[arg-type]
+        model, rows = self.engine.model, []
+        place = next(model.parameters()).device
+        with torch.inference_mode():
+            for prompt in listed:
+                ids = self._encode(prompt)  # type: ignore[arg-type]
+                self.engine.check(ids, SamplingParams(max_tokens=1))
+                with self._lock:
+                    states = model.hidden(torch.tensor([ids], device=place))[0]  # (T, D)
+                rows.append(torch.nn.functional.normalize(states.float().mean(0), dim=0))
+        return torch.stack(rows).cpu().numpy() if rows else np.zeros((0, model.config.hidden_size), np.float32)
 
     def stats(self) -> EngineStats:
         """Return the engine's counters."""
@@ -138,7 +238,7 @@ class LLM:
             self._drop(submitted)
         return [answer.completion() for answer in answers]
 
-    def _stream(self, request: Request) -> Iterator[Delta]:
+    def _stream(self, request: Request) -> Generator[Delta, None, None]:
         self._submit(request)
         try:
             while True:
