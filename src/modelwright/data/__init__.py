@@ -38,6 +38,8 @@ ARCHIVES = {
     ".tgz": "modelwright.data.archive:unpack_tar",
     ".warc": "modelwright.data.warc:unpack_warc",
     ".warc.gz": "modelwright.data.warc:unpack_warc",
+    ".wet": "modelwright.data.warc:unpack_warc",
+    ".wet.gz": "modelwright.data.warc:unpack_warc",
     ".xz": "modelwright.data.archive:unpack_stream",
     ".zip": "modelwright.data.archive:unpack_zip",
     ".zst": "modelwright.data.archive:unpack_stream",
@@ -55,7 +57,14 @@ STEPS: dict[str, str] = {
     "page_furniture": "modelwright.data.boilerplate:PageFurniture",
     "scrub": "modelwright.data.scrub:Scrub",
     "quality": "modelwright.data.quality:QualityFilter",
+    "toxicity": "modelwright.data.toxicity:ToxicityFilter",
     "perplexity": "modelwright.data.quality:PerplexityFilter",
+    "language": "modelwright.data.language:LanguageFilter",
+    "exact_duplicates": "modelwright.data.dedup:ExactDuplicates",
+    "near_duplicates": "modelwright.data.dedup:NearDuplicates",
+    "repeated_pieces": "modelwright.data.dedup:RepeatedPieces",
+    "repeated_passages": "modelwright.data.substring:RepeatedPassages",
+    "decontaminate": "modelwright.data.decontaminate:Decontaminate",
 }
 
 # Formats of post-training data, the first that fits a row's keys is taken; rivals for a key stand before plainer ones.

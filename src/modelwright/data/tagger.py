@@ -19,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from modelwright.base.errors import DataError
@@ -30,6 +30,8 @@ LABELS = ("O", *(f"{place}-{kind}" for kind in TAGGED for place in "BI"))
 NUM_ROWS = 1 << 14  # of the feature table
 MAX_FEATURES = 16
 PIECE = 4096  # words that go through the network at once
+# Added to the score of "no name" for words that begin small: in code and in prose most of them are none.
+SMALL = 1.0
 _WORD = re.compile(r"[^\W_]{1,40}|\n\s{0,200}|[^\w\s]|_")
 
 
@@ -83,7 +85,8 @@ class Tagger:
 
     Args:
         weights: ``table`` (rows, D), ``mix.N.weight`` (2 D, 3 D) and ``mix.N.bias`` (2 D) of each layer, ``out.weight``
-            (labels, D), ``out.bias``; ``common`` (hashes of common words); ``lean`` (1) is added to O's score.
+            (labels, D), ``out.bias``; ``common`` (hashes of common words); ``lean`` (1), which is added to the score
+            of "no name" for words that do not begin small.
     """
 
     def __init__(self, weights: dict[str, np.ndarray]):
@@ -97,7 +100,7 @@ class Tagger:
             for i in range(sum(name.endswith(".weight") and name.startswith("mix.") for name in weights))
         ]
         self._out = weights["out.weight"].astype(np.float32).T.copy(), weights["out.bias"].astype(np.float32).copy()
-        self._out[1][0] += float(weights.get("lean", np.zeros(1))[0])
+        self._lean = float(weights.get("lean", np.zeros(1))[0])
         self.common = frozenset(weights["common"].tolist())
         self._reach = sum(2**i for i in range(len(self._mix)))
 
@@ -107,7 +110,7 @@ class Tagger:
         try:
             with safe_open(path, framework="numpy") as file:
                 return cls({name: file.get_tensor(name) for name in file.keys()})
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise DataError(f"{path} cannot be read as a tagger ({type(error).__name__}). Train it again.") from error
 
     def save(self, path: Path) -> None:
@@ -123,7 +126,10 @@ class Tagger:
         words = split_words(text)
         if not words:
             return []
-        return list(self._join(text, words, self.scores([text[a:b] for a, b in words]).argmax(axis=1)))
+        values = [text[a:b] for a, b in words]
+        scores = self.scores(values)
+        scores[:, 0] += np.array([SMALL if value[0].islower() else self._lean for value in values], np.float32)
+        return list(self._join(text, words, scores.argmax(axis=1)))
 
     def scores(self, words: Sequence[str]) -> np.ndarray:
         """Return the score of each label for each word, (words, labels)."""
@@ -164,7 +170,7 @@ class Tagger:
             label = LABELS[labels[i]] if i < len(words) else ""
             if kind and (i != before + 1 or label[2:] != kind or label[0] == "B"):
                 value = text[start:end]
-                if any(map(str.isalnum, value)):
+                if sum(map(str.isalnum, value)) > 1:
                     yield Finding(start, start + len(value.rstrip()), kind)
                 kind = ""
             if label and not kind and not text[words[i][0]].isspace():

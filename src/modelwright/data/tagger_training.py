@@ -46,7 +46,7 @@ class TaggerConfig:
     learning_rate: float = 4e-3
     hide_fraction: float = 0.15
     seed: int = 0
-    lean: float = -1.0  # added to the score of "no name": below 0 finds more and errs more
+    lean: float = -2.0  # added to the score of "no name": below 0 finds more and errs more
 
 
 class _Network(nn.Module):
