@@ -55,6 +55,20 @@ def plain_words(text: str) -> list[str]:
     return _WORD.findall(text.casefold())
 
 
+def word_places(text: str) -> list[tuple[int, int]]:
+    """Return where each of `plain_words` begins and ends in the text itself, whose folded form may be longer.
+
+    >>> word_places("Stra\u00dfe 1")
+    [(0, 6), (7, 8)]
+    """
+    folded = text.casefold()
+    found = [match.span() for match in _WORD.finditer(folded)]
+    if len(folded) == len(text):  # folding never shortens a character, so each stands where it stood
+        return found
+    origin = [index for index, character in enumerate(text) for _ in character.casefold()]
+    return [(origin[start], origin[stop - 1] + 1) for start, stop in found]
+
+
 def mix(x: Hashes) -> Hashes:
     """The finaliser of SplitMix64: every input bit reaches every output bit. Source: Steele et al. (2014)."""
     x = x ^ (x >> np.uint64(30))
