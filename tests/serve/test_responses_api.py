@@ -27,6 +27,10 @@ def test_a_response_says_what_the_chat_says(server):
     assert answer.usage.total_tokens == answer.usage.input_tokens + answer.usage.output_tokens
     if answer.status == "incomplete":
         assert answer.incomplete_details.reason == "max_output_tokens"
+    count = server.client().responses.input_tokens.count(
+        model="tiny", input="What is a heap?", instructions="Be brief."
+    )
+    assert count.input_tokens == answer.usage.input_tokens
     parts = [{"type": "input_text", "text": "What is "}, {"type": "input_text", "text": "a heap?"}]
     same = server.client().responses.create(**GREEDY, input=[
         {"role": "developer", "content": "Be brief."}, {"type": "message", "role": "user", "content": parts},

@@ -17,7 +17,7 @@ from typing import Any
 
 from modelwright.base.errors import RequestError
 from modelwright.base.types import Usage
-from modelwright.serve import fields, language, responses_fields
+from modelwright.serve import conversation, fields, language, responses_fields, tools
 from modelwright.serve.anthropic_api import named_event
 from modelwright.serve.body import read_json
 from modelwright.serve.errors import describe
@@ -223,6 +223,7 @@ class ResponsesRoutes:
     def install(self, app: FastAPI) -> None:
         """Add the routes to ``app``."""
         app.add_api_route("/v1/responses", self.create, methods=["POST"])
+        app.add_api_route("/v1/responses/input_tokens", self.count, methods=["POST"])
         app.add_api_route("/v1/responses/{name}", self.show, methods=["GET"])
         app.add_api_route("/v1/responses/{name}", self.delete, methods=["DELETE"])
         app.add_api_route("/v1/responses/{name}/input_items", self.show_input, methods=["GET"])
@@ -230,16 +231,8 @@ class ResponsesRoutes:
     async def create(self, request: Request) -> Response:
         """Answer."""
         served = self.served
-        body = await read_json(request, served.config.max_body_bytes, served.config.body_timeout_seconds)
-        if served.check_writer(body.get("model")) != served.model_name or served.engine is None:
-            message = f"{body['model']} answers on /v1/chat/completions; this route takes a language model."
-            raise RequestError(message, param="model", code="unsupported_model")
-        responses_fields.check_names(body)
+        body, turns, asked = await self._read(request)
         is_streamed, is_stored = fields.flag(body, "stream"), responses_fields.is_stored(body)
-        turns = responses_fields.input_turns(body)
-        if body.get("previous_response_id") is not None:
-            turns = [*self.kept.find(body["previous_response_id"], "previous_response_id").turns, *turns]
-        asked = responses_fields.chat_body(body, turns)
         made = ResponseEvents(response_object(body))
         served.admit()
         _, streams = await language.chat_pieces(served, asked)
@@ -250,6 +243,26 @@ class ResponsesRoutes:
             return JSONResponse(await while_connected(request, _last(events)))
         except ClientGoneError:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+    async def count(self, request: Request) -> JSONResponse:
+        """Count the tokens of a request's prompt."""
+        _, _, asked = await self._read(request)
+        shown = tools.read_plan(asked).shown
+        ids = await language.chat_ids(self.served, conversation.messages(asked), shown)
+        return JSONResponse({"object": "response.input_tokens", "input_tokens": len(ids)})
+
+    async def _read(self, request: Request) -> tuple[dict[str, Any], list[Turn], dict[str, Any]]:
+        """Return a request's body, its conversation without instructions, and the chat request that means the same."""
+        served = self.served
+        body = await read_json(request, served.config.max_body_bytes, served.config.body_timeout_seconds)
+        if served.check_writer(body.get("model")) != served.model_name or served.engine is None:
+            message = f"{body['model']} answers on /v1/chat/completions; this route takes a language model."
+            raise RequestError(message, param="model", code="unsupported_model")
+        responses_fields.check_names(body)
+        turns = responses_fields.input_turns(body)
+        if body.get("previous_response_id") is not None:
+            turns = [*self.kept.find(body["previous_response_id"], "previous_response_id").turns, *turns]
+        return body, turns, responses_fields.chat_body(body, turns)
 
     async def _kept_at_end(
         self, made: ResponseEvents, pieces: Pieces, turns: list[Turn], body: Mapping[str, Any], is_stored: bool

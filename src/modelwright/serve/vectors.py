@@ -221,14 +221,15 @@ def _inputs(body: Mapping[str, Any], vocab_size: int) -> list[str | list[int]]:
         value = [value]
     listed = [value] if isinstance(value, str) else value
     if not isinstance(listed, list) or not 1 <= len(listed) <= MAX_TEXTS or not all(map(_is_input, listed)):
-        fields.refuse("input", value, f"a non-empty text, a list of token ids, or 1 to {MAX_TEXTS} of them")
+        fields.refuse("input", value, f"a text, a list of token ids, or 1 to {MAX_TEXTS} of them")
     if any(isinstance(one, list) and (min(one) < 0 or max(one) >= vocab_size) for one in listed):
         fields.refuse("input", value, f"token ids from 0 to {vocab_size - 1}", "invalid_value")
     return listed
 
 
 def _is_input(value: Any) -> bool:
-    return _is_text(value) or (isinstance(value, list) and bool(value) and fields.are_ids(value))
+    # An empty text is a text here: LangChain asks for its vector.
+    return isinstance(value, str) or (isinstance(value, list) and bool(value) and fields.are_ids(value))
 
 
 def _is_text(value: Any) -> bool:
