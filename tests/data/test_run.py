@@ -143,7 +143,9 @@ STAGES: dict[str, Callable[[Path], bool]] = {
 }
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    "stage", [pytest.param(s, marks=[pytest.mark.slow] if s in ("reading", "second pass") else []) for s in STAGES]
+)
 def test_a_run_killed_in_any_stage_goes_on_and_gives_the_same(stage: str, tmp_path: Path):
     source = tmp_path / "docs"
     source.mkdir()
@@ -302,3 +304,34 @@ def test_the_page_of_the_funnel_escapes_what_documents_say_and_fetches_nothing(t
     assert "&lt;b&gt;hi" in page and "<b>hi" not in page
     assert "http" not in page and "<script" not in page
     assert "too short: … characters" in page and "in.jsonl" in page
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_documents(tmp_path: Path):
+    peaks = []
+    for count in (20_000, 200_000):
+        source = tmp_path / f"{count}.jsonl"
+        with open(source, "w") as handle:
+            handle.writelines(f'{{"id": "d{i}", "text": "document number {i} of some length"}}\n' for i in range(count))
+        script = tmp_path / "measured.py"
+        script.write_text(MEASURED)
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+        arguments = [sys.executable, str(script), str(source), str(tmp_path / f"out{count}")]
+        shown = subprocess.run(arguments, env=env, capture_output=True, text=True, check=True).stdout
+        peaks.append([int(word) for word in shown.split()])
+    (small, small_worker), (large, large_worker) = peaks
+    assert large - small < 20_000 and large_worker - small_worker < 20_000  # kilobytes; the texts alone are 13,000 more
+
+
+MEASURED = """
+import resource, sys
+from pathlib import Path
+import modelwright.data
+from tests.data import trial_steps, test_run
+from modelwright.data.run import RunParams
+if __name__ == "__main__":
+    modelwright.data.STEPS.update(trial_steps.TABLE)
+    params = RunParams(num_workers=1)
+    test_run.run(Path(sys.argv[1]), Path(sys.argv[2]), ["shout", "at_least"], params=params, shard={"documents": 1000})
+    print(*(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+"""

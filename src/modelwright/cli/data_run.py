@@ -21,6 +21,7 @@ Workers = Annotated[int | None, typer.Option(help="Processes side by side; none 
 def run(
     context: typer.Context,
     pipeline: Annotated[Path, typer.Argument(help="YAML with source, steps and out; recipes/data/ holds examples.")],
+    source: Annotated[Path | None, typer.Option(help="Read this instead of the path that the file names.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the data set; else the one that the file names.")] = None,
     engine: Annotated[str, typer.Option(help="local: processes on this machine; ray: a Ray cluster.")] = "local",
     workers: Workers = None,
@@ -36,7 +37,7 @@ def run(
     settings alone, not on the engine or the number of workers. Settings of the file can be given as --name=value.
     """
     given = [*context.args, *([f"--out={out}"] if out is not None else [])]
-    config = read_pipeline(pipeline, given)
+    config = read_pipeline(pipeline, given, source)
     result = run_pipeline(config, RunParams(engine, workers, address, strict, keep_work))
     show_run(result)
 

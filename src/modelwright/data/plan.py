@@ -15,7 +15,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,8 +100,15 @@ class _Rest:
     max_line_bytes: int = MAX_LINE_BYTES
 
 
-def read_pipeline(recipe: Path | Mapping[str, Any], arguments: Sequence[str] = ()) -> PipelineConfig:
+def read_pipeline(
+    recipe: Path | Mapping[str, Any], arguments: Sequence[str] = (), source: Path | None = None
+) -> PipelineConfig:
     """Read a pipeline from its file, or from what was read from one, and ``--name=value`` arguments.
+
+    Args:
+        recipe: The file, or what it holds.
+        arguments: Settings beside the sources and steps.
+        source: Read instead of the path that the recipe names; its other settings of the source stay.
 
     Raises:
         ConfigError: A name, a value or a step in it is wrong; the message says where and what was meant.
@@ -116,7 +123,7 @@ def read_pipeline(recipe: Path | Mapping[str, Any], arguments: Sequence[str] = (
     sources, steps = values.pop("source"), values.pop("steps")
     rest = load(_Rest, values, arguments)
     return PipelineConfig(
-        source=_build_sources(sources),
+        source=_replace_path(_build_sources(sources), source),
         steps=build_steps(steps),
         **{field.name: getattr(rest, field.name) for field in fields(rest)},
     )
@@ -128,6 +135,14 @@ def _build_sources(value: Any) -> tuple[SourceConfig, ...]:
         build(SourceConfig, {"path": str(entry)} if isinstance(entry, (str, Path)) else entry, f"source[{i}].")
         for i, entry in enumerate(entries)
     )
+
+
+def _replace_path(sources: tuple[SourceConfig, ...], path: Path | None) -> tuple[SourceConfig, ...]:
+    if path is None:
+        return sources
+    if len(sources) != 1:
+        raise ConfigError(f"--source {path} stands for one source, and the pipeline has {len(sources)}. Edit the file.")
+    return (replace(sources[0], path=str(path)),)
 
 
 def build_steps(value: Any) -> tuple[NamedStep, ...]:

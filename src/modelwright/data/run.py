@@ -46,7 +46,7 @@ class RunParams:
     """How a pipeline is run; none of it changes what comes out."""
 
     engine: str = "local"  # or "ray"
-    num_workers: int | None = None  # None: as many as there are processors
+    num_workers: int | None = None  # None: as many as there are processors, here or in the cluster
     address: str | None = None  # of a Ray cluster; None: one is started on this machine
     is_strict: bool = False  # stop at the first thing that has to be set aside
     keeps_work: bool = False  # keep OUT.work, so that a run with other settings can use the passes before the change
@@ -95,18 +95,23 @@ def _is_below(inner: Path, outer: Path) -> bool:
 
 def make_engine(params: RunParams, config: PipelineConfig) -> Any:
     """Return who does the work: processes of this machine or Ray."""
-    num_workers = params.num_workers or len(os.sched_getaffinity(0))
-    if num_workers < 1:
-        raise ConfigError(f"workers is {num_workers}; it must be at least 1.")
+    if params.num_workers is not None and params.num_workers < 1:
+        raise ConfigError(f"workers is {params.num_workers}; it must be at least 1.")
+    num_workers = params.num_workers or _num_processors()
     if params.engine == "ray":
         from modelwright.data.ray_engine import RayEngine  # optional: Ray is an extra
 
-        return RayEngine(num_workers, params.address)
+        return RayEngine(params.num_workers if params.address else num_workers, params.address)
     if params.engine != "local":
         raise ConfigError(f"engine is {params.engine!r}; known: local, ray.")
     if params.address:
         raise ConfigError(f"--address {params.address} names a Ray cluster, but the engine is local. Add --engine ray.")
     return LocalEngine(num_workers, config.document_seconds)
+
+
+def _num_processors() -> int:
+    # Those that this process may use, where the system tells.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Run:

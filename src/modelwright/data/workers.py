@@ -215,13 +215,21 @@ class _Worker:
 @contextlib.contextmanager
 def _quiet_main() -> Iterator[None]:
     """Keep a new process from running the caller's script again: workers need nothing that stands in it."""
+    # One worker is one processor: libraries that would start a thread for each are told so before they are loaded.
+    threads = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
     main = sys.modules["__main__"]
     kept = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
     try:
         for name in kept:
             setattr(main, name, None)
+        os.environ.update(dict.fromkeys(threads, "1"))
         yield
     finally:
+        for variable, before in threads.items():
+            if before is None:
+                del os.environ[variable]
+            else:
+                os.environ[variable] = before
         for name, value in kept.items():
             setattr(main, name, value)
 
