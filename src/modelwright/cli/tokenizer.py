@@ -9,15 +9,19 @@ import typer
 from rich.table import Table
 
 from modelwright.base.progress import console
+from modelwright.base.registry import lookup
 from modelwright.cli.transplant import transplant
 from modelwright.evaluate.glitch import find_glitches
 from modelwright.models.weights import load_model
+from modelwright.ops.fixed_compute import ComputeConfig
 from modelwright.ops.make import make_tokenizer, read_texts
+from modelwright.ops.texts import stream_texts
+from modelwright.ops.tokenizers import compare_tokenizers, name_tokenizers, plot_comparison
 from modelwright.tokenizer.compare import audit as look_at
-from modelwright.tokenizer.compare import measure
 from modelwright.tokenizer.formats import load_tokenizer
 
 _SHOWN_IDS = 12
+_PAGE = {"page": "modelwright.cli.tokenizer_page:show_page"}  # imported when asked for: the server is an extra
 AsJson = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
 
 tokenizer = typer.Typer(help="Train a tokenizer, compare several on the same texts, audit one.", no_args_is_help=True)
@@ -42,25 +46,35 @@ def train(
 @tokenizer.command()
 def compare(
     tokenizers: Annotated[list[Path], typer.Argument(help="Tokenizers: folders, tokenizer.json, GGUF, .model, ...")],
-    on: Annotated[list[Path], typer.Option(help="Texts to cut: a file, folder or data set; may be given again.")],
+    on: Annotated[list[str], typer.Option(help="Texts to cut: [NAME=]PATH, such as de=german.txt; may be repeated.")],
+    train_on: Annotated[
+        list[Path] | None, typer.Option(help="Texts that small models learn, for bits per byte.")
+    ] = None,
+    flops: Annotated[float, typer.Option(help="FLOPs of each small model's training.")] = 1e12,
+    plot: Annotated[Path | None, typer.Option(help="PNG to draw the figures into.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show bytes per token and fertility (tokens per word between spaces) of each tokenizer on each text."""
-    texts = {str(path): read_texts(path) for path in on}
-    loaded = {str(path): load_tokenizer(path) for path in tokenizers}
-    rows = [
-        {"tokenizer": name, "vocab_size": one.vocab_size, "on": file, **asdict(measure(one, cut))}
-        for name, one in loaded.items()
-        for file, cut in texts.items()
-    ]
+    """Show bytes per token, fertility (tokens per word between spaces) and bits per byte of each on each text."""
+    named = [entry.partition("=") if "=" in entry else (Path(entry).name, "", entry) for entry in on]
+    rows = compare_tokenizers(
+        name_tokenizers(tokenizers),
+        {name: read_texts(Path(path)) for name, _, path in named},
+        training=list(stream_texts(train_on)) if train_on else (),
+        compute=ComputeConfig(flops=flops),
+    )
+    if plot is not None:
+        plot_comparison(rows, plot)
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    table = Table("tokenizer", "tokens known", "on", "tokens", "bytes per token", "fertility")
+    table = Table("tokenizer", "tokens known", "on", "tokens", "bytes per token", "fertility", "bits per byte")
     for row in rows:
         figures = (f"{row['num_tokens']:,}", f"{row['bytes_per_token']:.2f}", f"{row['fertility']:.2f}")
-        table.add_row(row["tokenizer"], f"{row['vocab_size']:,}", row["on"], *figures)
+        bits = "-" if row["bits_per_byte"] is None else f"{row['bits_per_byte']:.3f}"
+        table.add_row(row["tokenizer"], f"{row['vocab_size']:,}", row["on"], *figures, bits)
     console.print(table)
+    if plot is not None:
+        console.print(f"drawn: {plot}")
 
 
 @tokenizer.command()
@@ -89,3 +103,13 @@ def audit(
             f"  the rows of tokens that are unused for certain do not agree ({glitches.agreement:.2f}), so the model "
             "shows no sign of glitch tokens: it is untrained, or all its tokens were trained"
         )
+
+
+@tokenizer.command()
+def page(
+    tokenizers: Annotated[list[Path], typer.Argument(help="Tokenizers: folders, tokenizer.json, GGUF, .model, ...")],
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+) -> None:
+    """Serve a web page that shows how TOKENIZERS split what is typed, side by side."""
+    lookup(_PAGE, "page", "page")(tokenizers, host, port)

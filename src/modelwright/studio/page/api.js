@@ -49,6 +49,17 @@ export async function readDocument(id) {
   return (await request(`/api/document?id=${encodeURIComponent(id)}`)).json();
 }
 
+/** The tokenizers that are there, and how long a text may be. */
+export async function readTokenizers() {
+  return (await request("/api/tokenizers")).json();
+}
+
+/** A text as every tokenizer splits it: name, tokens, and how much one carries. */
+export async function tokenize(text, signal) {
+  const headers = { "content-type": "application/json" };
+  return (await request("/api/tokenize", { method: "POST", headers, body: JSON.stringify({ text }), signal })).json();
+}
+
 /** Ask, and yield {text} pieces, then one {citations, mode, is_supported, finish_reason}. Aborting the signal stops it. */
 export async function* ask(model, messages, signal) {
   const response = await request("/v1/chat/completions", {

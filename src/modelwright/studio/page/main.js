@@ -56,6 +56,7 @@ async function start() {
   $("badge").hidden = false;
   $("headline").textContent = document.title = mode.headline;
   $("lead").textContent = mode.lead(count);
+  $("more").hidden = info.mode === "extractive";
   $("examples").replaceChildren(...info.examples.map(example));
   $("examples-box").hidden = info.examples.length === 0;
 }
@@ -63,6 +64,7 @@ async function start() {
 function showWelcome(isShown) {
   $("welcome").classList.toggle("hidden", !isShown); // its heading stays for those who hear the page
   $("lead").hidden = !isShown;
+  $("more").hidden = !isShown || !info || info.mode === "extractive";
   $("examples-box").hidden = !isShown || !info?.examples.length;
   $("restart").hidden = isShown;
 }
