@@ -90,6 +90,11 @@ def test_the_first_stays_and_only_kept_texts_count():
     assert all(plain_jaccard(chain[v.index], chain[v.of]) >= 0.8 for v in verdicts if v)
 
 
+def test_texts_that_share_nothing_are_all_kept():
+    assert list(near_duplicates(["one two", "three four"])) == [None, None]
+    assert list(near_duplicates(["alone"])) == [None] and list(near_duplicates([])) == []
+
+
 def test_short_and_empty_texts():
     verdicts = list(near_duplicates(["", "", "two words", "two words", "two other"]))
     assert [v and v.of for v in verdicts] == [None, None, None, 2, None]

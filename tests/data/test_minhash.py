@@ -73,3 +73,12 @@ def test_colliding_sets_and_their_buckets():
     sets, buckets = colliding(keys)
     assert sets.tolist() == [0, 1, 2, 3, 4]
     assert buckets.tolist() == [0, 3, 0, 3, 0]
+
+
+def test_a_few_members_said_a_thousand_times_change_nothing():
+    few = mix(np.arange(1, 8, dtype=np.uint64))
+    many = np.tile(few, 1000)
+    expected = sign_sets(Words(few, np.array([0, 7])), 64)[0]
+    members = np.concatenate([many, few])
+    signed = sign_sets(Words(members, np.array([0, len(many), len(members)])), 64)
+    assert np.array_equal(signed[0], expected) and np.array_equal(signed[1], expected)

@@ -114,7 +114,7 @@ def find_copies(
     places, buckets = colliding(keys[filled])
     kept_in: dict[int, list[int]] = {}
     bounds = np.flatnonzero(np.diff(places, prepend=-1))
-    for start, stop in zip(bounds, [*bounds[1:], len(places)], strict=True):
+    for start, stop in zip(bounds, np.append(bounds, len(places))[1:], strict=True):
         index = int(filled[places[start]])
         shared = buckets[start:stop].tolist()
         candidates = sorted({other for bucket in shared for other in kept_in.get(bucket, ())})

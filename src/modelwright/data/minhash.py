@@ -28,6 +28,7 @@ Signatures = npt.NDArray[np.uint32]
 _SEED = 20_240_601
 _NUM_ROUNDS = 8
 _BATCH_MEMBERS = 1 << 15
+_MANY_MEMBERS = 1 << 12
 _EMPTY = np.uint64(2**64 - 1)
 _HALF = np.uint64(32)
 _LOW = np.uint64(2**32 - 1)
@@ -141,6 +142,15 @@ def _fill(table: Hashes, hashes: Hashes, counts: Places) -> None:
     sets, places = np.nonzero(table == _EMPTY)
     salts: Hashes = np.random.default_rng(_SEED + 1).integers(0, 2**64, (table.shape[1],), dtype=np.uint64)
     starts = np.cumsum(counts) - counts
+    # A large set with empty places says a few things over and over; as it stands it would cost its size a place.
+    for number in np.unique(sets[counts[sets] > _MANY_MEMBERS]):
+        own = np.unique(hashes[starts[number] : starts[number] + counts[number]])
+        for place in places[sets == number]:
+            table[number, place] = (mix(own + salts[place]) & _LOW).min()
+    is_small = counts[sets] <= _MANY_MEMBERS
+    sets, places = sets[is_small], places[is_small]
+    if not len(sets):
+        return
     sizes = counts[sets]
     begins = np.cumsum(sizes) - sizes
     at = np.arange(sizes.sum()) - np.repeat(begins - starts[sets], sizes)
