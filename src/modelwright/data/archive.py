@@ -29,7 +29,7 @@ from modelwright.data.entry import PIECE_BYTES, Budget, Entry, Failure, Limits, 
 MAX_WINDOW_BYTES = 128 * 2**20  # memory that an xz or zst stream may ask for
 _MAX_HEADER_BYTES = 10**6  # of a long name in a tar archive
 
-_DOUBLE_SUFFIXES = (".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".warc.gz")
+_DOUBLE_SUFFIXES = (".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".warc.gz", ".wet.gz")
 
 
 class _Decompressor(Protocol):

@@ -36,6 +36,7 @@ _NEEDS = {
 }
 _ALIVE, _DONE = 0, 1
 _HEAD = struct.Struct("<BQ")
+_COMMAND = "from modelwright.data.isolate import serve; serve({})"
 
 
 def parse_apart(suffix: str, data: bytes, ocr: OcrConfig, limits: Limits) -> Parsed:
@@ -66,7 +67,7 @@ class _Child:
     def __init__(self, memory_bytes: int):
         self.owner = os.getpid()  # a forked worker must not speak into its parent's pipe
         self.memory_bytes = memory_bytes
-        command = f"from modelwright.data.isolate import serve; serve({memory_bytes})"
+        command = _COMMAND.format(memory_bytes)
         self._process = subprocess.Popen(
             [sys.executable, "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
@@ -145,7 +146,8 @@ def _child(limits: Limits) -> _Child:
 
 
 @atexit.register
-def _stop_children() -> None:
+def stop_children() -> None:
+    """End the parsing process of this process; the next file starts another."""
     while _kept:
         _kept.pop().stop()
 

@@ -75,7 +75,8 @@ def read_picture(picture: Any, config: OcrConfig) -> str:
             )
         except subprocess.TimeoutExpired:
             raise Unreadable(f"OCR took longer than {config.page_seconds:g} s a page") from None
-    if done.returncode:
+    # With one language of several missing Tesseract reads on with the others and says so only here.
+    if done.returncode or b"Failed loading language" in done.stderr:
         raise Unreadable(_explain(done.stderr.decode("utf-8", "replace"), config))
     text = done.stdout.decode("utf-8", "replace").replace("\f", "")
     return "\n".join(line.rstrip() for line in text.splitlines()).strip()

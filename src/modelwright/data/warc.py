@@ -151,8 +151,11 @@ def _inflate_member(entry: Entry, window: _Window, limits: Limits) -> bytes:
                 _check_member(entry, length, packed, len(out), limits)
                 pieces.append(out)
                 data = stream.unconsumed_tail
-        except zlib.error as error:
+        except (zlib.error, Unreadable) as error:
+            # What was read ahead may hold whole members; the first byte of this one is not looked at again.
             window.push_back(piece[1:] if packed == len(piece) else piece)
+            if isinstance(error, Unreadable):
+                raise
             raise Unreadable(f"damaged gzip data ({error})") from None
     window.push_back(stream.unused_data)
     return b"".join(pieces)
@@ -169,7 +172,7 @@ def _check_member(entry: Entry, length: int, packed: int, new: int, limits: Limi
 
 def _read_plain(entry: Entry, window: _Window, limits: Limits) -> Iterator[Entry | Failure]:
     number = 0
-    while window.peek(1):
+    while _skip_blank(window):
         number += 1
         place = window.place
         try:
@@ -188,9 +191,7 @@ def _read_plain(entry: Entry, window: _Window, limits: Limits) -> Iterator[Entry
 
 def _read_record(window: _Window, number: int, place: int, limits: Limits) -> _Record | None:
     """Read one record; None for one that is passed over or for blank lines at the end."""
-    while window.peek(2) == b"\r\n":
-        window.read(2)
-    if not window.peek(1):
+    if not _skip_blank(window):
         return None
     head = window.peek(MAX_HEADER_BYTES)
     end = head.find(b"\r\n\r\n")
@@ -212,13 +213,21 @@ def _read_record(window: _Window, number: int, place: int, limits: Limits) -> _R
     block = window.read(num_bytes)
     if len(block) < num_bytes:
         raise Unreadable(f"ends {num_bytes - len(block)} bytes before its Content-Length of {num_bytes}")
-    if window.peek(4) not in (b"\r\n\r\n", b"\r\n", b""):
+    is_cut_off = not window.peek(1) and not block.endswith(b"\r\n\r\n")  # only the end mark is missing
+    if window.peek(4) != b"\r\n\r\n" and not is_cut_off:
         # The length is wrong: what follows is still this record's, or the block holds the beginning of the next.
         inner = block.find(b"\r\n\r\nWARC/1.")
         if inner >= 0:
             window.push_back(block[inner + 4 :])
         raise Unreadable(f"does not end where its Content-Length of {num_bytes} says")
     return _Record(number, place, headers, block)
+
+
+def _skip_blank(window: _Window) -> bool:
+    """Pass over the empty lines that end a record; False at the end."""
+    while window.peek(2) == b"\r\n":
+        window.read(2)
+    return bool(window.peek(1))
 
 
 def _headers(lines: list[bytes]) -> dict[str, str]:
