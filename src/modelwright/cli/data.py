@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from modelwright.base.config import load
 from modelwright.base.progress import console, human_bytes
 from modelwright.cli.data_run import run
+from modelwright.cli.data_scrape import scrape
 from modelwright.cli.data_steps import clean, decontaminate, dedup, scrub
 from modelwright.data.pipeline import PrepareConfig
 from modelwright.ops.make import make_data
@@ -45,6 +46,7 @@ _OPEN = {"allow_extra_args": True, "ignore_unknown_options": True}
 data.command(context_settings=_OPEN)(run)
 for step in (clean, dedup, scrub, decontaminate):
     data.command()(step)
+data.command(context_settings=_OPEN)(scrape)
 
 
 @data.command(context_settings=_OPEN)
