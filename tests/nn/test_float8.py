@@ -35,7 +35,7 @@ def test_output_and_gradients_are_near_the_exact_ones():
         results.append([y, *torch.autograd.grad((y * weight).sum(), [x, layer.weight, layer.bias])])
     for a, b in zip(*results, strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype
-        assert float((a - b).norm() / a.norm()) < 0.06
+        assert float((a - b).norm() / a.norm()) < 0.08  # e5m2 has two bits of fraction: steps of 1/8 to 1/4
     assert not torch.equal(results[0][0], results[1][0])
     holder = nn.Sequential(eight)
     leave_float8(holder)

@@ -181,13 +181,15 @@ def test_out_of_memory_says_what_to_change():
 
 
 FILL = """
-import resource, signal, sys
+import resource, signal, sys, time
 from dataclasses import replace
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from tests.train.test_loop import *
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 def fill(run, report):
+    while report.step >= 2 and not checkpoints(Path(sys.argv[1])):
+        time.sleep(0.01)  # the thread may still be writing
     if report.step == 3:  # from now on no file may grow beyond this: the state does not fit
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
 loop = plain_loop(num_steps=5, checkpoint=CheckpointConfig(every=2))
