@@ -73,6 +73,16 @@ def test_labels_do_not_depend_on_where_a_long_text_is_cut(small, monkeypatch):
     assert np.allclose(small.scores(words), whole, atol=1e-4)
 
 
+def test_a_text_in_stretches_gives_the_spans_of_the_whole(small, monkeypatch):
+    text = " ".join(t.text for t in Maker(8).texts(80))
+    whole = small.find(text)
+    monkeypatch.setattr(tagging, "STRETCH", 2000)
+    parts = small.find(text)
+    assert len(text) > 5000 and len(set(whole) & set(parts)) > 0.9 * len(whole)
+    monkeypatch.setattr(tagging, "STRETCH", 3)
+    assert small.find("x" * 50) is not None  # nowhere to cut
+
+
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [

@@ -30,6 +30,7 @@ LABELS = ("O", *(f"{place}-{kind}" for kind in TAGGED for place in "BI"))
 NUM_ROWS = 1 << 14  # of the feature table
 MAX_FEATURES = 16
 PIECE = 4096  # words that go through the network at once
+STRETCH = 1 << 20  # characters that are cut into words at once
 # Added to the score of "no name" for words that begin small: in code and in prose most of them are none.
 SMALL = 1.0
 _WORD = re.compile(r"[^\W_]{1,40}|\n\s{0,200}|[^\w\s]|_")
@@ -122,7 +123,20 @@ class Tagger:
         save_file(weights, path)
 
     def find(self, text: str) -> list[Finding]:
-        """Return the names in a text, in order, without overlaps."""
+        """Return the names in a text, in order, without overlaps.
+
+        A text of more than `STRETCH` characters is taken stretch by stretch, cut at a blank, so that memory is bounded.
+        """
+        found, at = [], 0
+        while at < len(text):
+            end = at + STRETCH
+            if end < len(text):
+                end = max(text.rfind(" ", at + STRETCH // 2, end), text.rfind("\n", at + STRETCH // 2, end)) + 1 or end
+            found += [Finding(f.start + at, f.end + at, f.kind) for f in self._find_in(text[at:end])]
+            at = end
+        return found
+
+    def _find_in(self, text: str) -> list[Finding]:
         words = split_words(text)
         if not words:
             return []
