@@ -70,3 +70,15 @@ def test_reverse_strings_learns_and_shows_its_attention():
     assert int(lines[0].split()[0]) >= 190
     first = [float(number) for number in lines[2].split()[1:]]
     assert lines[2].split()[0] == "d" and sum(first) > 0.95
+
+
+def test_docstring_dataset_grows_two_seeds_and_refuses_what_is_bad(tmp_path: Path):
+    shown = run_example("docstring_dataset.py", tmp_path / "out", 30)
+    assert shown.startswith("2 seeds -> 30 examples") and "'known'" in shown and "'refusal'" in shown
+    assert "no language model" in (tmp_path / "out" / "train.jsonl").read_text()
+
+
+def test_role_play_template_passes_its_checks_and_trains_the_game_master():
+    shown = run_example("role_play_template.py")
+    assert "wrong" not in shown
+    assert "[narrator\nThe hinges give way, and cold air meets you.]" in shown and "[I force" not in shown

@@ -45,6 +45,12 @@ VERBS = {
         "conversations, preference pairs and labels from one format to another",
         "mw convert-chat alpaca.json chats.jsonl --to messages",
     ),
+    "synthesize": Verb(
+        "modelwright.cli.synthesize:synthesize",
+        "let a model write training data within a budget: tasks, questions, talks, preferences",
+        "mw synthesize self-instruct --model runs/chat --seeds seeds.jsonl --out runs/tasks --num=200",
+        takes_settings=True,
+    ),
     "tokenizer": Verb(
         "modelwright.cli.tokenizer:tokenizer",
         "train a tokenizer (BPE, Unigram, WordPiece); compare several; audit one",
