@@ -139,5 +139,5 @@ def test_the_recipe_for_web_pages_runs(tmp_path: Path, capsys):
 def test_the_help_teaches_every_part(capsys):
     code, out, _ = mw(capsys, "--help")
     assert code == 0
-    for word in ("run", "prepare", "clean", "dedup", "scrub", "decontaminate", "Exit status"):
+    for word in ("run", "prepare", "clean", "dedup", "scrub", "decontaminate", "scrape", "Exit status"):
         assert word in out
