@@ -163,6 +163,7 @@ def measure(rounds, warm):
     for _ in range(rounds):
         for kind, contender in contenders.items():
             found[kind].append(contender.step())
+            print(f"  {kind}: {found[kind][-1]}", file=sys.stderr, flush=True)
     for contender in contenders.values():
         contender.close()
     return found
