@@ -30,7 +30,7 @@ function number(value, digits = 0) {
 
 /** One token as a list item: spaces as dots, a new line as an arrow before it, bytes of no character in hexadecimal. */
 function patch(token, at, withIds) {
-  const item = make("li", `p${at % 4}`);
+  const item = make("li", `p${at % 4}${token.special ? " is-unknown" : ""}`);
   item.title = `id ${token.id}`;
   if (token.bytes !== undefined) {
     item.append(make("span", "hex", token.bytes));
@@ -54,12 +54,19 @@ function column(one, withIds) {
   const list = make("ol", "tokens");
   list.setAttribute("aria-label", `Tokens of ${one.name}`);
   list.append(...one.tokens.map((token, at) => patch(token, at, withIds)));
-  section.append(heading, make("p", "count", `${number(one.num_tokens)} tokens`), list);
+  const lost = numUnknown(one);
+  const count = `${number(one.num_tokens)} tokens${lost ? `, ${number(lost)} of them unknown: that text is lost` : ""}`;
+  section.append(heading, make("p", "count", count), list);
   return section;
 }
 
+/** How many tokens stand for what a tokenizer cannot say. */
+function numUnknown(one) {
+  return one.tokens.filter((token) => token.special).length;
+}
+
 function figures(all) {
-  const fewest = Math.min(...all.map((one) => one.num_tokens));
+  const fewest = Math.min(...all.filter((one) => !numUnknown(one)).map((one) => one.num_tokens));
   return all.map((one) => {
     const row = make("tr");
     const name = make("th", "", one.name);
