@@ -84,7 +84,7 @@ def legal(folder: Path, seeds: list[int], flops: float, kept: dict[str, Any], ke
         for name in ("general 16k", "GPT-2 50k")
     ]
     bits = {at: [run["bits_per_byte"] for _, run in sorted(found.items())] for at, found in runs.items()}
-    ours = bits["legal 16k, equal FLOPs"]
+    ours = bits.get("legal 16k, equal FLOPs", [])
     for at, rival in bits.items():
         if at != "legal 16k, equal FLOPs":
             rows.append(row("legal: held-out contracts", ours[: len(rival)], rival, at, "bits per byte"))
@@ -136,7 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=os.environ.get("MODELWRIGHT_DATA"), help="Folder of the texts.")
     parser.add_argument("--lab", nargs="+", choices=list(LABS), default=list(LABS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="None: how texts are cut, no training.")
     parser.add_argument("--flops", type=float, default=2e12)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
