@@ -385,3 +385,11 @@ def test_rows_say_who_wrote_them(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "out" / "train.jsonl").read_text().splitlines()]
     assert len(rows) == 5 and {row["made_by"] for row in rows} == {"rules"}
     assert json.loads((tmp_path / "out" / "report.json").read_text())["kept"] == 5
+
+
+@pytest.mark.parametrize("text", ["Question: a" * 9000, "Question: a\n" * 9000, "1. " * 30_000, "Score: " * 15_000])
+def test_long_nonsense_is_read_quickly(text: str):
+    config = GenerateConfig(num=1, max_requests=2)
+    for method in (ask_about([DOCUMENT], config), self_instruct(SEEDS, config)):
+        assert made_by(Fixed(text), method, config).refused
+    assert parse_score(text) is None

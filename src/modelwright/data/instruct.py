@@ -26,10 +26,7 @@ from modelwright.data.novelty import Novelty
 from modelwright.data.score import answer_fault, better_of, rate, task_fault
 
 _NUMBERED = re.compile(r"^\s*(?:task\s*)?\d{1,3}\s*[.):]\s*", re.IGNORECASE | re.MULTILINE)
-_TRIPLE = re.compile(
-    r"Question:\s*(?P<question>.+?)\s*^Answer:\s*(?P<answer>.+?)\s*^Quote:\s*(?P<quote>.+?)\s*(?=^Question:|\Z)",
-    re.IGNORECASE | re.MULTILINE | re.DOTALL,
-)
+_PART = re.compile(r"\s*[*#]*(question|answer|quote)[*]*\s*:[*]*\s*(.*)", re.IGNORECASE)
 _MAX_EMPTY = 20  # requests in a row that gave nothing new: the model has no more to say
 _PASSAGE_CHARS = 1500
 _NUM_SEED_EXAMPLES, _NUM_MADE_EXAMPLES, _NUM_ASKED = 6, 2, 4
@@ -175,13 +172,13 @@ def ask_about(documents: Sequence[Document], config: GenerateConfig, num_each: i
         for document in documents:
             for start, passage in _passages(document.text):
                 said = asker.ask(prompts.ASK_ABOUT.format(num=num_each, passage=passage))
-                found = list(_TRIPLE.finditer(said or ""))
+                found = _triples(said or "")
                 if not found:
                     yield Refused("no question: the answer is not of the form asked for", said or "")
                 for triple in found:
                     quote = _find_quote(passage, triple["quote"])
                     if quote is None:
-                        yield Refused("no quote: what it quotes is not in the passage", triple[0])
+                        yield Refused("no quote: what it quotes is not in the passage", "\n".join(triple.values()))
                         continue
                     origin = f"{document.id}:{start + quote[0]}-{start + quote[1]}"
                     yield _single(triple["question"], triple["answer"], origin, is_grounded=True)
@@ -265,6 +262,26 @@ def _numbered(text: str | None) -> list[str]:
     ['Name a tree.', 'Add 2 and 3.']
     """
     return [entry for entry in map(_one_line, _NUMBERED.split(text or "")[1:]) if entry]
+
+
+def _triples(text: str) -> list[dict[str, str]]:
+    r"""Return the questions of an answer that have an answer and a quote; read line by line, so that no text is slow.
+
+    >>> _triples("Question: Who?\nAnswer: He\ndid.\nQuote: he did\nQuestion: Why?")
+    [{'question': 'Who?', 'answer': 'He\ndid.', 'quote': 'he did'}]
+    """
+    found: list[dict[str, str]] = []
+    name = ""
+    for line in text.split("\n"):
+        part = _PART.match(line)
+        if part:
+            name = part[1].lower()
+            if name == "question" or not found:
+                found.append({})
+            found[-1][name] = part[2].strip()
+        elif name and line.strip():
+            found[-1][name] += "\n" + line.strip()
+    return [triple for triple in found if len(triple) == 3 and all(triple.values())]
 
 
 def _passages(text: str) -> Iterator[tuple[int, str]]:

@@ -37,13 +37,13 @@ def task_fault(task: str, only_text: bool = True) -> str:
     """Say why a task is not worth an answer; empty when it is. ``only_text`` refuses tasks about pictures and files.
 
     >>> task_fault("Draw a picture of a house.")
-    'not text: asks for a picture'
+    "not text: speaks of 'draw'"
     """
     words = task.split()
     if not MIN_TASK_WORDS <= len(words) <= MAX_TASK_WORDS:
         return f"length: a task of {len(words)} words, expected {MIN_TASK_WORDS} to {MAX_TASK_WORDS}"
     if only_text and (found := _NOT_TEXT.search(task)):
-        return f"not text: asks for a {found[0].lower()}"
+        return f"not text: speaks of {found[0].lower()!r}"
     if found := _ABOUT_PROMPT.search(task):
         return f"about the prompt: {found[0]!r}"
     if not task[0].isalnum() and task[0] not in "\"'`(":
