@@ -9,6 +9,7 @@ import ctypes
 import json
 import sys
 import time
+from pathlib import Path
 
 import llama_cpp
 import numpy as np
@@ -33,6 +34,7 @@ class Rival:
         self.batch = llama_cpp.llama_batch_init(2048, 0, num_sequences)
 
     def clear(self) -> None:
+        """Forget everything computed so far."""
         llama_cpp.llama_memory_clear(self.memory, True)
 
     def decode(self, tokens: list[tuple[int, int, int, bool]]) -> list[int]:
@@ -51,6 +53,7 @@ class Rival:
         return found
 
     def prefill(self, ids: list[int], sequence: int = 0, start: int = 0) -> int:
+        """Compute a prompt in one batch and return the token after it."""
         last = len(ids) - 1
         return self.decode([(t, start + i, sequence, i == last) for i, t in enumerate(ids)])[0]
 
@@ -87,8 +90,18 @@ class Rival:
         return {"seconds": time.perf_counter() - start, "decode": time.perf_counter() - middle}
 
 
+def quantize(source: str, target: str) -> None:
+    """Round a GGUF file to Q4_0 as llama.cpp does it."""
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0
+    assert llama_cpp.llama_model_quantize(source.encode(), target.encode(), params) == 0
+
+
 def main() -> None:
     settings = json.loads(sys.stdin.readline())
+    source = settings.pop("source")
+    if not Path(settings["path"]).is_file():
+        quantize(source, settings["path"])
     rival = Rival(**settings)
     print(json.dumps({"version": llama_cpp.__version__}), flush=True)
     for line in sys.stdin:

@@ -35,6 +35,7 @@ def serve(
     speculate: Annotated[
         bool, typer.Option(help="Guess tokens that repeat earlier text and check several at once; same answers.")
     ] = False,
+    quantize: Annotated[str | None, typer.Option(help="Round the weights while loading: int8 or int4.")] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="Keys that may ask; make them with mw keys.")] = None,
     trace: Annotated[Path | None, typer.Option(help="Write every prompt and answer there, for mw replay.")] = None,
     allow_origin: Annotated[
@@ -60,7 +61,7 @@ def serve(
         allowed_origins=tuple(allow_origin or ()),
     )
     address = Address(host, port, tls_cert, tls_key)
-    settings = EngineConfig(speculation=SpeculationConfig() if speculate else None)
+    settings = EngineConfig(speculation=SpeculationConfig() if speculate else None, quantize=quantize)
     kind = encoder_kind(fetch(model)) if model is not None else None
     encoders = open_encoders(model if kind == "encoder" else embedder, model if kind == "reranker" else reranker)
     model = model if kind is None else None

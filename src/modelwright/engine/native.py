@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from modelwright.base.errors import ConfigError
 from modelwright.engine.scheduler import Chunk
 from modelwright.models.llama import Llama
-from modelwright.nn.kernels.packed import BLOCK, CMatrix, PackedMatrix, bits_of
+from modelwright.nn.kernels.packed import BLOCK, Arena, CMatrix, PackedMatrix, allocate, bits_of
 
 TILE = 16  # positions in a tile of the cache
 TILES_TOGETHER = 4  # a query looks at stretches of so many tiles
@@ -123,9 +123,11 @@ class NativeRunner:
         self.vocab_size = c.vocab_size
         shape = (num_blocks * block_size, c.num_kv_heads, 2 * c.head_dim)
         # The numbers of a block are laid out as cpu_attention.h says; the shape tells the size alone.
-        self.pools = [torch.empty(shape, dtype=torch.bfloat16) for _ in range(c.num_layers)]
+        num_bytes = 2 * num_blocks * block_size * c.num_kv_heads * 2 * c.head_dim
+        self.pools = [allocate(num_bytes).view(torch.bfloat16).view(shape) for _ in range(c.num_layers)]
         for pool in self.pools:
             pool[:block_size] = 0  # the null block
+        self._arena = Arena()
         self._kept: list[Any] = []  # what the structures point into
         self._model = self._describe()
 
@@ -171,7 +173,7 @@ class NativeRunner:
         return self._keep(tensor.detach().float().contiguous())
 
     def _pack(self, *layers: nn.Module, is_alternating: bool = False) -> CMatrix:
-        packed = PackedMatrix(self.library, layers, is_alternating=is_alternating)
+        packed = PackedMatrix(self.library, layers, is_alternating=is_alternating, arena=self._arena)
         self._kept.append(packed)
         return packed.c
 

@@ -5,9 +5,10 @@ the named bits, the output matrix, through which every token goes, to 8. A folde
 starts faster and may have been rounded with more care.
 
 Steps go through compiled kernels (`modelwright.engine.native`) for low-bit models of the Llama family, else through
-PyTorch. While the kernels are being compiled, the first time on a machine, PyTorch serves; the engine changes over at a
-moment when no request is under way, so that each request is computed by one of the two from its first to its last
-token. 16-bit models stay with PyTorch, whose log-probabilities are those of training; ``kernels="native"`` asks for it.
+PyTorch. The first time on a machine the kernels are compiled, in seconds. Where that takes long, PyTorch serves, and
+the engine changes over at a moment when no request is under way, so that each request is computed by one of the two
+from its first to its last token. 16-bit models stay with PyTorch, whose log-probabilities are those of training;
+``kernels="native"`` asks for the compiled step.
 """
 
 import copy
@@ -36,7 +37,9 @@ KERNELS = ("native", "plain")
 GROUP_SIZES = {"int8": None, "int4": 32}  # what `quantize` can be; int8 has one scale a row
 BITS = {"int8": 8, "int4": 4}
 HEAD_BITS = 8
-LOAD_SECONDS = 0.5  # what was compiled before is there within this time
+# A library compiled before is there at once; a first compilation takes 3 s. PyTorch's own packing of a 0.5B model's
+# 4-bit weights, on its first step, took 14 s of CPU time: it is worth waiting for a slow compiler, up to a point.
+LOAD_SECONDS = 20.0
 
 
 def prepare_model(

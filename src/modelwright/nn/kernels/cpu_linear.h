@@ -70,7 +70,7 @@ inline __m512i four(const int8_t* a) {  // four neighbouring activations in ever
 
 // One block times ROWS rows, to out (ROWS, 32). BITS 4 or 8.
 template <int BITS, int ROWS>
-inline void multiply_integers(const uint8_t* w, int64_t num_ins, const Rows& rows, int64_t first, float* out) {
+inline void multiply_integers(const uint8_t* w, int64_t num_ins, const Rows& rows, int64_t first, int64_t ahead, float* out) {
   const int64_t num_groups = num_ins / GROUP;
   const int8_t* a = rows.q + first * num_ins;
   const float* scale = rows.scale + first * num_groups;
@@ -105,8 +105,8 @@ inline void multiply_integers(const uint8_t* w, int64_t num_ins, const Rows& row
         }
       }
     }
-    if constexpr (ROWS == 1)
-      for (int line = 0; line < group_bytes(BITS); line += 64) _mm_prefetch((const char*)w + line + 4096, _MM_HINT_T0);
+    if (ahead)
+      for (int line = 0; line < group_bytes(BITS); line += 64) _mm_prefetch((const char*)w + line + ahead, _MM_HINT_T0);
     const uint8_t* scales = w + BLOCK * GROUP * BITS / 8;
     const __m512 s0 = widen(_mm256_load_si256((const __m256i*)scales));
     const __m512 s1 = widen(_mm256_load_si256((const __m256i*)(scales + 32)));
@@ -122,14 +122,14 @@ inline void multiply_integers(const uint8_t* w, int64_t num_ins, const Rows& row
 }
 
 template <int ROWS>
-inline void multiply_halves(const uint8_t* w, int64_t num_ins, const Rows& rows, int64_t first, float* out) {
+inline void multiply_halves(const uint8_t* w, int64_t num_ins, const Rows& rows, int64_t first, int64_t ahead, float* out) {
   const uint16_t* a = rows.halves + first * num_ins;
   __m512 sum[ROWS][2];
   for (int r = 0; r < ROWS; ++r) sum[r][0] = sum[r][1] = _mm512_setzero_ps();
   for (int64_t i = 0; i < num_ins; i += 2, w += 128) {
     const __m512 w0 = _mm512_load_ps(w), w1 = _mm512_load_ps(w + 64);
-    if constexpr (ROWS == 1)
-      for (int line = 0; line < 128; line += 64) _mm_prefetch((const char*)w + line + 4096, _MM_HINT_T0);
+    if (ahead)
+      for (int line = 0; line < 128; line += 64) _mm_prefetch((const char*)w + line + ahead, _MM_HINT_T0);
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) {
       const __m512 x = pair(a + r * num_ins + i);
@@ -142,37 +142,50 @@ inline void multiply_halves(const uint8_t* w, int64_t num_ins, const Rows& rows,
 }
 
 template <int ROWS>
-inline void multiply_rows(const Matrix& m, const uint8_t* w, const Rows& rows, int64_t first, float* out) {
-  if (m.bits == 4) multiply_integers<4, ROWS>(w, m.num_ins, rows, first, out);
-  else if (m.bits == 8) multiply_integers<8, ROWS>(w, m.num_ins, rows, first, out);
-  else multiply_halves<ROWS>(w, m.num_ins, rows, first, out);
+inline void multiply_rows(const Matrix& m, const uint8_t* w, const Rows& rows, int64_t first, int64_t ahead, float* out) {
+  if (m.bits == 4) multiply_integers<4, ROWS>(w, m.num_ins, rows, first, ahead, out);
+  else if (m.bits == 8) multiply_integers<8, ROWS>(w, m.num_ins, rows, first, ahead, out);
+  else multiply_halves<ROWS>(w, m.num_ins, rows, first, ahead, out);
 }
 
-constexpr int MAX_ROWS = 6;  // of a tile: 12 whole and 12 float sums, weights and a broadcast fit 32 registers
+struct RowTile {
+  int64_t first;
+  int count;
+  bool is_last;
+};
 
-// One block times up to MAX_ROWS rows beginning at `first`, bias added: out (num_rows, 32).
-inline void multiply_block(const Matrix& m, int64_t block, const Rows& rows, int64_t first, int num_rows, float* out) {
-  const uint8_t* w = m.blocks + block * block_bytes(m.bits, m.num_ins);
+constexpr int MAX_ROWS = 8;   // of a tile; reading a block once is worth the registers that 8 rows lack
+constexpr int GOOD_ROWS = 6;  // 12 whole and 12 float sums, weights and a broadcast fit 32 registers
+
+// One block times up to MAX_ROWS rows beginning at `first`, bias added: out (num_rows, 32). The last tile of rows fetches
+// the next block from memory; the tiles before it find theirs in the cache.
+inline void multiply_block(const Matrix& m, int64_t block, const Rows& rows, const RowTile& tile, float* out) {
+  const int64_t size = block_bytes(m.bits, m.num_ins), first = tile.first;
+  const int64_t ahead = !tile.is_last ? 0 : first == 0 ? 4096 : size;
+  const uint8_t* w = m.blocks + block * size;
+  const int num_rows = tile.count;
   switch (num_rows) {
-    case 1: multiply_rows<1>(m, w, rows, first, out); break;
-    case 2: multiply_rows<2>(m, w, rows, first, out); break;
-    case 3: multiply_rows<3>(m, w, rows, first, out); break;
-    case 4: multiply_rows<4>(m, w, rows, first, out); break;
-    case 5: multiply_rows<5>(m, w, rows, first, out); break;
-    default: multiply_rows<6>(m, w, rows, first, out);
+    case 1: multiply_rows<1>(m, w, rows, first, ahead, out); break;
+    case 2: multiply_rows<2>(m, w, rows, first, ahead, out); break;
+    case 3: multiply_rows<3>(m, w, rows, first, ahead, out); break;
+    case 4: multiply_rows<4>(m, w, rows, first, ahead, out); break;
+    case 5: multiply_rows<5>(m, w, rows, first, ahead, out); break;
+    case 6: multiply_rows<6>(m, w, rows, first, ahead, out); break;
+    case 7: multiply_rows<7>(m, w, rows, first, ahead, out); break;
+    default: multiply_rows<8>(m, w, rows, first, ahead, out);
   }
   if (!m.bias) return;
   for (int r = 0; r < num_rows; ++r)
     for (int i = 0; i < BLOCK; ++i) out[r * BLOCK + i] += m.bias[block * BLOCK + i];
 }
 
-// Call visit(block, first, count) for blocks [begin, end) and all rows, in tiles of nearly equal height.
+// Call visit(block, tile) for blocks [begin, end) and all rows, in tiles of nearly equal height.
 template <class Visit>
 inline void each_tile(int64_t begin, int64_t end, int64_t num_rows, Visit visit) {
-  const int64_t num_tiles = (num_rows + MAX_ROWS - 1) / MAX_ROWS;
+  const int64_t num_tiles = num_rows <= MAX_ROWS ? 1 : (num_rows + GOOD_ROWS - 1) / GOOD_ROWS;
   for (int64_t block = begin; block < end; ++block)
     for (int64_t t = 0; t < num_tiles; ++t) {
       const int64_t first = num_rows * t / num_tiles;
-      visit(block, first, int(num_rows * (t + 1) / num_tiles - first));
+      visit(block, RowTile{first, int(num_rows * (t + 1) / num_tiles - first), t == num_tiles - 1});
     }
 }

@@ -165,35 +165,35 @@ class Run {
 
   void product(const Matrix& matrix, const Rows& rows, int64_t num_rows, int thread, int n, float* out) {
     const int64_t blocks = matrix.num_outs / BLOCK;
-    each_tile(share(blocks, thread, n), share(blocks, thread + 1, n), num_rows, [&](int64_t block, int64_t first, int count) {
+    each_tile(share(blocks, thread, n), share(blocks, thread + 1, n), num_rows, [&](int64_t block, RowTile tile) {
       float y[MAX_ROWS * BLOCK];
-      multiply_block(matrix, block, rows, first, count, y);
-      for (int r = 0; r < count; ++r) std::memcpy(out + (first + r) * matrix.num_outs + block * BLOCK, y + r * BLOCK, sizeof(float) * BLOCK);
+      multiply_block(matrix, block, rows, tile, y);
+      for (int r = 0; r < tile.count; ++r) std::memcpy(out + (tile.first + r) * matrix.num_outs + block * BLOCK, y + r * BLOCK, sizeof(float) * BLOCK);
     });
   }
 
   void add_product(const Matrix& matrix, const Rows& rows, int thread, int n) {
     const int64_t blocks = matrix.num_outs / BLOCK, D = m.hidden_size;
-    each_tile(share(blocks, thread, n), share(blocks, thread + 1, n), s.num_tokens, [&](int64_t block, int64_t first, int count) {
+    each_tile(share(blocks, thread, n), share(blocks, thread + 1, n), s.num_tokens, [&](int64_t block, RowTile tile) {
       float y[MAX_ROWS * BLOCK];
-      multiply_block(matrix, block, rows, first, count, y);
-      for (int r = 0; r < count; ++r)
-        for (int i = 0; i < BLOCK; ++i) x[(first + r) * D + block * BLOCK + i] += y[r * BLOCK + i];
+      multiply_block(matrix, block, rows, tile, y);
+      for (int r = 0; r < tile.count; ++r)
+        for (int i = 0; i < BLOCK; ++i) x[(tile.first + r) * D + block * BLOCK + i] += y[r * BLOCK + i];
     });
   }
 
   // A block of the hidden layer is a group of the next product: it is quantized where it is made.
   void gate(const Layer& layer, const Rows& rows, const Rows& out, int thread, int n) {
     const int64_t blocks = layer.down.num_ins / BLOCK, F = layer.down.num_ins;
-    each_tile(share(blocks, thread, n), share(blocks, thread + 1, n), s.num_tokens, [&](int64_t block, int64_t first, int count) {
+    each_tile(share(blocks, thread, n), share(blocks, thread + 1, n), s.num_tokens, [&](int64_t block, RowTile tile) {
       float g[MAX_ROWS * BLOCK], u[MAX_ROWS * BLOCK];
-      multiply_block(layer.gate_up, block * 2, rows, first, count, g);
-      multiply_block(layer.gate_up, block * 2 + 1, rows, first, count, u);
-      for (int r = 0; r < count; ++r) {
+      multiply_block(layer.gate_up, block * 2, rows, tile, g);
+      multiply_block(layer.gate_up, block * 2 + 1, rows, tile, u);
+      for (int r = 0; r < tile.count; ++r) {
         float* y = g + r * BLOCK;
         for (int i = 0; i < BLOCK; i += LANES)
           _mm512_storeu_ps(y + i, _mm512_mul_ps(silu(_mm512_loadu_ps(y + i)), _mm512_loadu_ps(u + r * BLOCK + i)));
-        const int64_t row = first + r, at = row * (F / GROUP) + block;
+        const int64_t row = tile.first + r, at = row * (F / GROUP) + block;
         if (layer.down.bits == 16) {
           for (int i = 0; i < BLOCK; i += LANES)
             _mm256_storeu_si256((__m256i*)(out.halves + row * F + block * BLOCK + i), narrow(_mm512_loadu_ps(y + i)));
@@ -256,29 +256,30 @@ extern "C" {
 
 int64_t mw_block_bytes(int64_t bits, int64_t num_ins) { return block_bytes(bits, num_ins); }
 
-// Lay out rows of whole numbers (num_outs, num_ins), unsigned, with scales (num_outs, num_ins / group_size) bfloat16,
-// as blocks `stride` blocks apart. 4-bit numbers come two to a byte, the first in the low half; rows are padded by zeros.
+// Lay out rows of whole numbers (num_outs, num_ins), unsigned, with scales (num_outs, num_scales) bfloat16, as blocks
+// `stride` blocks apart. The rows are as modelwright.nn.lowbit packs them; outputs that a last block lacks are zeros.
 void mw_pack(const uint8_t* q, const uint16_t* scale, int64_t bits, int64_t num_outs, int64_t num_ins, int64_t num_scales,
              int64_t row_bytes, int64_t stride, uint8_t* blocks, int64_t num_threads) {
   const int64_t num_blocks = (num_outs + BLOCK - 1) / BLOCK, size = block_bytes(bits, num_ins), groups = num_ins / GROUP;
-  const auto number = [&](int64_t o, int64_t i) -> uint8_t {
-    if (o >= num_outs) return bits == 4 ? 8 : 128;
-    return bits == 8 ? q[o * row_bytes + i] : (q[o * row_bytes + i / 2] >> (i % 2 * 4)) & 15;
+  const int64_t num_words = GROUP * bits / 32;  // of a row's group
+  const auto word = [&](int64_t o, int64_t at) -> uint32_t {
+    if (o >= num_outs) return bits == 4 ? 0x88888888u : 0x80808080u;
+    uint32_t w;
+    std::memcpy(&w, q + o * row_bytes + at * 4, 4);
+    // 8 numbers of 4 bits: the first four to the low halves of the bytes, the others to the high ones
+    return bits == 8 ? w : _pdep_u32(w & 0xFFFF, 0x0F0F0F0Fu) | _pdep_u32(w >> 16, 0xF0F0F0F0u);
   };
   team().run(int(num_threads), [&](int thread) {
     for (int64_t b = share(num_blocks, thread, int(num_threads)); b < share(num_blocks, thread + 1, int(num_threads)); ++b)
       for (int64_t g = 0; g < groups; ++g) {
         uint8_t* to = blocks + b * stride * size + g * group_bytes(bits);
-        for (int64_t step = 0; step < GROUP / 4; step += bits == 4 ? 2 : 1)
-          for (int64_t o = 0; o < BLOCK; ++o)
-            for (int64_t j = 0; j < 4; ++j) {
-              const int64_t i = g * GROUP + step * 4 + j;
-              const uint8_t first = number(b * BLOCK + o, i);
-              *to++ = bits == 4 ? first | number(b * BLOCK + o, i + 4) << 4 : first;
-            }
-        for (int64_t o = 0; o < BLOCK; ++o, to += 2) {
-          const int64_t at = (b * BLOCK + o) * num_scales + g * num_scales / groups;
-          const uint16_t value = b * BLOCK + o < num_outs ? scale[at] : 0;
+        for (int64_t i = 0; i < num_words; ++i)
+          for (int64_t o = b * BLOCK; o < (b + 1) * BLOCK; ++o, to += 4) {
+            const uint32_t w = word(o, g * num_words + i);
+            std::memcpy(to, &w, 4);
+          }
+        for (int64_t o = b * BLOCK; o < (b + 1) * BLOCK; ++o, to += 2) {
+          const uint16_t value = o < num_outs ? scale[o * num_scales + g * num_scales / groups] : 0;
           std::memcpy(to, &value, 2);
         }
       }
@@ -290,10 +291,13 @@ void mw_pack_halves(const uint16_t* weight, int64_t num_outs, int64_t num_ins, i
   const int64_t num_blocks = (num_outs + BLOCK - 1) / BLOCK, size = block_bytes(16, num_ins);
   team().run(int(num_threads), [&](int thread) {
     for (int64_t b = share(num_blocks, thread, int(num_threads)); b < share(num_blocks, thread + 1, int(num_threads)); ++b) {
-      uint16_t* to = (uint16_t*)(blocks + b * stride * size);
+      uint8_t* to = blocks + b * stride * size;
       for (int64_t i = 0; i < num_ins; i += 2)
-        for (int64_t o = b * BLOCK; o < (b + 1) * BLOCK; ++o)
-          for (int64_t j = 0; j < 2; ++j) *to++ = o < num_outs ? weight[o * num_ins + i + j] : 0;
+        for (int64_t o = b * BLOCK; o < (b + 1) * BLOCK; ++o, to += 4) {
+          uint32_t two = 0;
+          if (o < num_outs) std::memcpy(&two, weight + o * num_ins + i, 4);
+          std::memcpy(to, &two, 4);
+        }
     }
   });
 }
@@ -332,10 +336,10 @@ void mw_linear(const Matrix* matrix, const float* x, int64_t num_rows, float* y,
       quantize_row(x + r * matrix->num_ins, 1.f, nullptr, matrix->num_ins, matrix->bits, rows, r);
     team().barrier();
     const int64_t blocks = matrix->num_outs / BLOCK;
-    each_tile(share(blocks, thread, n), share(blocks, thread + 1, n), num_rows, [&](int64_t block, int64_t first, int count) {
+    each_tile(share(blocks, thread, n), share(blocks, thread + 1, n), num_rows, [&](int64_t block, RowTile tile) {
       float out[MAX_ROWS * BLOCK];
-      multiply_block(*matrix, block, rows, first, count, out);
-      for (int r = 0; r < count; ++r) std::memcpy(y + (first + r) * matrix->num_outs + block * BLOCK, out + r * BLOCK, sizeof(float) * BLOCK);
+      multiply_block(*matrix, block, rows, tile, out);
+      for (int r = 0; r < tile.count; ++r) std::memcpy(y + (tile.first + r) * matrix->num_outs + block * BLOCK, out + r * BLOCK, sizeof(float) * BLOCK);
     });
   });
 }
