@@ -20,6 +20,7 @@ _PUBLIC = {
     "NgramModel": "modelwright.models.ngram",
     "Index": "modelwright.rag.index",
     "ask": "modelwright.rag.answer",
+    "Gateway": "modelwright.serve.gateway",
 }
 
 __all__ = ["__version__", *_PUBLIC]

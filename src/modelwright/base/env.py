@@ -20,6 +20,11 @@ def read(name: str) -> str | None:
     return os.environ.get(name) or None
 
 
+def secret(name: str) -> str | None:
+    """Return the value of a variable that the user named in a setting, for a key that no file should hold."""
+    return os.environ.get(name) or None
+
+
 def data_folder() -> Path | None:
     """Return the folder named by ``MODELWRIGHT_DATA`` when it exists."""
     value = read("MODELWRIGHT_DATA")

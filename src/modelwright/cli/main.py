@@ -140,6 +140,11 @@ VERBS = {
         "the OpenAI-compatible server and the web page",
         "mw serve runs/chat --index runs/index",
     ),
+    "costs": Verb(
+        "modelwright.cli.costs:costs",
+        "what the gateway to other services has spent, by tenant and endpoint",
+        "mw costs costs.sqlite --html costs.html",
+    ),
     "replay": Verb(
         "modelwright.cli.replay:replay",
         "compute the requests of a server's trace again: the same tokens, or where they part",
