@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from modelwright.base.progress import Stopwatch, console
 from modelwright.cli.ask import print_answer
-from modelwright.cli.serve import start
+from modelwright.cli.server import start
 from modelwright.engine.llm import LLM
 from modelwright.ops.life import LifeConfig
 from modelwright.ops.quickstart import ask_examples, example_questions, run_quickstart

@@ -5,20 +5,13 @@ from typing import Annotated, Literal
 
 import typer
 
-from modelwright.base.progress import console
+from modelwright.cli.server import open_encoders, start
 from modelwright.engine.engine import EngineConfig
 from modelwright.engine.speculative import SpeculationConfig
-from modelwright.engine.stream import AsyncEngine
 from modelwright.models.hub import fetch
 from modelwright.models.sentence import encoder_kind
-from modelwright.rag.embed import Embedder
-from modelwright.rag.index import Index
-from modelwright.rag.rerank import CrossEncoder
-from modelwright.serve.app import ServeConfig, create_app
-from modelwright.serve.app import serve as run_server
 from modelwright.serve.port import Address, check_port
-from modelwright.serve.vectors import Encoders
-from modelwright.studio import PAGE
+from modelwright.serve.served import ServeConfig
 
 
 def serve(
@@ -66,37 +59,3 @@ def serve(
     encoders = open_encoders(model if kind == "encoder" else embedder, model if kind == "reranker" else reranker)
     model = model if kind is None else None
     start(config, model, index, name=name, address=address, embedder=embedder, engine=settings, encoders=encoders)
-
-
-def open_encoders(embedder: str | None, reranker: str | None) -> Encoders:
-    """Load a sentence encoder and a reranker; each is called by its folder's name."""
-    return Encoders(
-        {Path(embedder).name: Embedder(embedder)} if embedder else {},
-        {Path(reranker).name: CrossEncoder(reranker)} if reranker else {},
-    )
-
-
-def start(
-    config: ServeConfig,
-    model: str | None,
-    index: Path | None,
-    *,
-    name: str | None,
-    address: Address,
-    embedder: str | None = None,
-    engine: EngineConfig | None = None,
-    encoders: Encoders | None = None,
-) -> None:
-    """Open what is to be served, say where, and serve it until interrupted."""
-    opened = Index.open(index, embedder=embedder) if index is not None else None
-    writer = AsyncEngine(fetch(model), config=engine) if model is not None else None
-    name = name or Path(model or index or "modelwright").name
-    app = create_app(config, writer, writer.tokenizer if writer else None, name, opened, PAGE, encoders)
-    console.print(f"[bold]{address.url}/[/bold]  the page; {address.url}/v1  the API. Ctrl-C ends.")
-    try:
-        run_server(app, address.host, address.port, address.tls)
-    except KeyboardInterrupt:  # Ctrl-C is how a server is meant to end
-        console.print("stopped")
-    finally:
-        if writer is not None:
-            writer.stop()
