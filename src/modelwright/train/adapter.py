@@ -13,33 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from modelwright.base.errors import CheckpointError, ConfigError, DataError
-from modelwright.base.files import read_json, write_json
+from modelwright.base.errors import CheckpointError, ConfigError
+from modelwright.base.files import write_json
+from modelwright.models.adapter_file import (
+    CONFIG,
+    PARTS,
+    PREFIX,
+    WEIGHTS,
+    adapter_size,
+    check_parts,
+    published_layer,
+    read_adapter_config,
+    read_adapter_parts,
+)
 from modelwright.models.tensor_file import write_tensors
-from modelwright.models.weights import from_published, to_published
 from modelwright.nn.linear import linears, replace_module, shared_parameters
 from modelwright.nn.lora import LoraLinear, lora_layers
-
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PREFIX = "base_model.model."
-PARTS = {"lora_A": "lora_a", "lora_B": "lora_b"}
-# Fields that change what is computed, with the values that mean "off".
-_MUST_BE_OFF: dict[str, tuple[Any, ...]] = {
-    "use_dora": (None, False),
-    "bias": (None, "none"),
-    "lora_bias": (None, False),
-    "modules_to_save": (None, []),
-    "fan_in_fan_out": (None, False),
-    "layer_replication": (None, []),
-    "target_parameters": (None, []),
-    "trainable_token_indices": (None, [], {}),
-    "alora_invocation_tokens": (None, []),
-    "use_qalora": (None, False),
-    "use_bdlora": (None, False),
-}
 
 
 def save_adapter(model: nn.Module, folder: str | Path, *, base_model: str | None = None) -> None:
@@ -52,7 +43,7 @@ def save_adapter(model: nn.Module, folder: str | Path, *, base_model: str | None
         ConfigError: The model has no adapters.
     """
     model = getattr(model, "_orig_mod", model)
-    layers = {_published(model, name): layer for name, layer in lora_layers(model).items()}
+    layers = {published_layer(model, name): layer for name, layer in lora_layers(model).items()}
     if not layers:
         raise ConfigError("The model has no adapters to save. Add them with add_lora before training.")
     folder = Path(folder)
@@ -63,10 +54,6 @@ def save_adapter(model: nn.Module, folder: str | Path, *, base_model: str | None
             tensors[f"{PREFIX}{name}.{theirs}.weight"] = getattr(layer, ours).detach()
     write_tensors(folder / WEIGHTS, tensors)
     write_json(folder / CONFIG, _describe(model, layers, base_model))
-
-
-def _published(model: nn.Module, layer_name: str) -> str:
-    return to_published(model, f"{layer_name}.weight").removesuffix(".weight")
 
 
 def _describe(model: nn.Module, layers: Mapping[str, LoraLinear], base_model: str | None) -> dict[str, Any]:
@@ -103,7 +90,7 @@ def _name_targets(model: nn.Module, adapted: set[str]) -> list[str]:
     """Name layers by their last part where all layers of that name are adapted, else in full."""
     by_end: dict[str, set[str]] = defaultdict(set)
     for name, _ in linears(model):
-        published = _published(model, name)
+        published = published_layer(model, name)
         by_end[published.rsplit(".", 1)[-1]].add(published)
     targets: set[str] = set()
     for end, names in by_end.items():
@@ -122,102 +109,29 @@ def load_adapter(model: nn.Module, folder: str | Path) -> list[str]:
     if lora_layers(model):
         raise ConfigError("The model already has adapters. Merge them with merge_lora before loading others.")
     folder = Path(folder)
-    config = _read_config(folder)
-    parts = _read_parts(model, folder)
+    config = read_adapter_config(folder)
+    parts = read_adapter_parts(model, folder)
     found, tied = dict(linears(model)), shared_parameters(model)
     made: dict[str, LoraLinear] = {}
     for name, tensors in parts.items():
         base = found[name]
         if any(id(parameter) in tied for parameter in base.parameters()):
             raise CheckpointError(f"{folder}: the adapter changes {name}, whose weight is tied to the embedding here.")
-        made[name] = _make_layer(base, _published(model, name), config, tensors, folder)
+        made[name] = _make_layer(base, published_layer(model, name), config, tensors, folder)
     model.requires_grad_(False)
     for name, layer in made.items():
         replace_module(model, name, layer)
     return list(made)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config = read_json(folder / CONFIG)
-    except (DataError, OSError) as error:
-        raise CheckpointError(f"{folder} is not a readable adapter folder: {error}") from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
-        raise CheckpointError(f"{folder / CONFIG}: peft_type is {kind!r}; only 'LORA' adapters are loaded here.")
-    for name, off in _MUST_BE_OFF.items():
-        if config.get(name) not in off:
-            raise CheckpointError(
-                f"{folder / CONFIG}: {name} is {config[name]!r}, which is not computed here. "
-                "Merge the adapter with PEFT and load the merged model."
-            )
-    return config
-
-
-def _read_parts(model: nn.Module, folder: Path) -> dict[str, dict[str, Tensor]]:
-    """Return for each layer, by our name, its tensors ``lora_a`` and ``lora_b``."""
-    path = folder / WEIGHTS
-    found = dict(linears(model))
-    parts: dict[str, dict[str, Tensor]] = {}
-    try:
-        with safe_open(path, framework="pt", device="cpu") as handle:
-            for key in handle.keys():
-                match = re.fullmatch(r"(.+)\.(lora_A|lora_B)\.weight", key.removeprefix(PREFIX))
-                if match is None:
-                    _check_is_base(model, path, key, handle.get_tensor(key))
-                    continue
-                name = (from_published(model, f"{match[1]}.weight") or "").removesuffix(".weight")
-                if name not in found:
-                    raise CheckpointError(
-                        f"{path}: {key} belongs to no linear layer of this {type(model).__name__}. "
-                        "The adapter was made for another model."
-                    )
-                parts.setdefault(name, {})[PARTS[match[2]]] = handle.get_tensor(key)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist; an adapter folder holds {CONFIG} and {WEIGHTS}.") from None
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file: {error}. Fetch or save it again.") from error
-    if not parts:
-        raise CheckpointError(f"{path} holds no adapter tensors; expected names that end in lora_A.weight.")
-    return {name: parts[name] for name in found if name in parts}  # in the model's order
-
-
-def _check_is_base(model: nn.Module, path: Path, key: str, tensor: Tensor) -> None:
-    """PEFT copies embeddings and heads into some adapter files; such a copy must be the weight that is here."""
-    published = key.removeprefix(PREFIX).replace(".base_layer.", ".")
-    ours = model.state_dict().get(from_published(model, published) or "")
-    if ours is None or ours.shape != tensor.shape or not torch.equal(ours.to(tensor.dtype).cpu(), tensor):
-        raise CheckpointError(
-            f"{path}: {key} is neither a low-rank adapter nor a copy of this model's weight. "
-            "The adapter was made for another model, or it trains whole layers, which is not done here."
-        )
-
-
 def _make_layer(
     base: nn.Module, published: str, config: Mapping[str, Any], tensors: dict[str, Tensor], folder: Path
 ) -> LoraLinear:
-    if set(tensors) != set(PARTS.values()):
-        raise CheckpointError(f"{folder / WEIGHTS}: {published} has {', '.join(tensors)} alone; expected A and B.")
-    rank = _by_pattern(config.get("rank_pattern"), published, config.get("r"))
-    alpha = _by_pattern(config.get("alpha_pattern"), published, config.get("lora_alpha"))
-    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, (int, float)):
-        raise CheckpointError(f"{folder / CONFIG}: r is {rank!r} and lora_alpha {alpha!r}; expected numbers.")
+    rank, alpha = adapter_size(config, published, folder)
+    check_parts(tensors, (rank, base.in_features, base.out_features), published, folder)  # type: ignore[arg-type]
     options = {"use_rslora": bool(config.get("use_rslora"))}
     layer = LoraLinear(base, rank, alpha, float(config.get("lora_dropout") or 0.0), **options)
-    for part, tensor in tensors.items():
-        expected = getattr(layer, part)
-        if tensor.shape != expected.shape:
-            raise CheckpointError(
-                f"{folder / WEIGHTS}: {part} of {published} has shape {tuple(tensor.shape)}; expected "
-                f"{tuple(expected.shape)} from rank {rank} and this model's layer."
-            )
-        with torch.no_grad():
-            expected.copy_(tensor)
+    with torch.no_grad():
+        for part, tensor in tensors.items():
+            getattr(layer, part).copy_(tensor)
     return layer
-
-
-def _by_pattern(patterns: Mapping[str, Any] | None, published: str, default: Any) -> Any:
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", published):
-            return value
-    return default
