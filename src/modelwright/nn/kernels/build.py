@@ -1,7 +1,7 @@
 """Compiling the CPU kernels: once, in the background, kept for the next start.
 
-The C++ files beside this one include nothing but the standard library, so a compiler takes three seconds (an extension
-that includes PyTorch's headers takes half a minute) and Python calls them through ctypes with the addresses of tensors.
+The C++ files beside this one include nothing but the standard library, so a compiler takes three seconds, and Python
+calls them through ctypes with the addresses of tensors.
 The result is kept under a name that hashes the sources, the flags, the compiler and the CPU; it is written to a
 temporary name first, so that several processes may build at once. Nothing is downloaded.
 

@@ -56,7 +56,7 @@ def bits_of(layer: nn.Module) -> int:
 
 
 class Arena:
-    """Memory for packed weights in large pages: a product that streams them runs 1.8 times as fast."""
+    """Memory for packed weights in large pages: a product that streams them runs 1.3 times as fast."""
 
     def __init__(self, chunk_bytes: int = 64 << 20):
         self.chunk_bytes = chunk_bytes
