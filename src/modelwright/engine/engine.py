@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from modelwright.base.errors import CheckpointError, ConfigError, RequestError
 from modelwright.base.logs import get_logger
 from modelwright.base.types import Delta, FinishReason, SamplingParams
+from modelwright.engine.adapters import Adapters
 from modelwright.engine.grammar import FORMS, Grammar, GrammarCompiler
 from modelwright.engine.kv_cache import BlockPool
 from modelwright.engine.prepare import BITS, DTYPES, KERNELS, Steps, prepare_model
@@ -50,6 +51,8 @@ class EngineConfig:
     speculation: SpeculationConfig | None = None  # None: one token a step and request
     quantize: str | None = None  # int8 or int4: round 16-bit weights while loading; None: as they are
     kernels: str | None = None  # native (compiled) or plain (PyTorch); None: native for low-bit Llamas where it can be
+
+    adapter_bytes: int | None = None  # memory for LoRA adapters; None: 512 MB
 
     def __post_init__(self) -> None:
         for name in ("block_size", "max_running", "max_waiting", "max_tokens_per_step"):
@@ -105,6 +108,7 @@ class Engine:
         if tokenizer is None and not isinstance(model, nn.Module):
             tokenizer = load_tokenizer(Path(model))
         self.model, self.tokenizer = module, tokenizer
+        self.adapters = Adapters(module, self.config.adapter_bytes)
         self.model_config: Any = module.config
         self.stop_ids = _stop_ids(self.model_config, tokenizer)
         block_size = self.config.block_size
@@ -153,7 +157,8 @@ class Engine:
         Args:
             prompt_ids: Token ids, special ones included.
             params: How the completion is drawn.
-            tags: Requests share prefix blocks only with those of equal tags (adapter, tenant).
+            tags: Requests share prefix blocks only with those of equal tags (tenant; ``adapter`` is the name of one that
+                `adapters` has loaded).
 
         Raises:
             RequestError: The prompt is empty, has an unknown id, or is longer than the context.
@@ -165,6 +170,7 @@ class Engine:
 
     def check(self, prompt_ids: Sequence[int], params: SamplingParams, tags: dict[str, str] | None = None) -> Request:
         """Make a request without queueing it; raises as `add` does. Safe while another thread steps."""
+        adapter, tags = self.adapters.resolve(tags)
         request = make_request(
             -1,
             prompt_ids,
@@ -174,6 +180,7 @@ class Engine:
             stop_ids=self.stop_ids,
             tags=tags,
         )
+        request.adapter = adapter
         request.bad_words = self._bad_words(params)
         request.grammar = self._grammar(params)
         return request
@@ -202,6 +209,8 @@ class Engine:
             CapacityError: Too many requests wait.
         """
         self.scheduler.add(request)
+        if request.adapter is not None:
+            request.adapter.num_running += 1
         request.id = self._next_id
         self._next_id += 1
         decoder = StreamDecoder(self.tokenizer) if self.tokenizer is not None else None
@@ -225,7 +234,7 @@ class Engine:
         chunks = self.scheduler.schedule()
         if not chunks:
             return []
-        logits = self.runner.run(chunks)  # (R, V)
+        logits = self.adapters.run(self.runner, chunks)  # (R, V)
         ready = [chunk for chunk in chunks if chunk.reaches_end]
         self._note_prompts(chunks, logits)
         first_rows = _next_rows(chunks)
@@ -346,6 +355,8 @@ class Engine:
     def _close(self, request: Request) -> None:
         self.scheduler.remove(request)
         self._speech.pop(request.id, None)
+        if request.adapter is not None and request.id >= 0:
+            request.adapter.num_running -= 1
         self._num_finished += 1
         self._num_prompt += len(request.prompt_ids)
         self._num_cached += request.num_cached

@@ -6,7 +6,7 @@ step, so streams that are open at the same time share the batch.
 
 import asyncio
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -70,6 +70,7 @@ class LLM:
             loaded model.
         tokenizer: None takes the folder's.
         config: Sizes and limits of the engine.
+        adapters: LoRA adapters in PEFT's format, name: folder; a call takes one by ``adapter=``.
     """
 
     def __init__(
@@ -78,8 +79,11 @@ class LLM:
         *,
         tokenizer: Tokenizer | None = None,
         config: EngineConfig | None = None,
+        adapters: Mapping[str, str | Path] | None = None,
     ):
         self.engine = Engine(model, tokenizer=tokenizer, config=config)
+        for name, folder in (adapters or {}).items():
+            self.load_adapter(name, folder)
         self._lock = threading.Lock()
         self._pieces: dict[int, list[Piece]] = {}  # of requests whose caller has not fetched them yet
 
@@ -97,16 +101,31 @@ class LLM:
             )
         return self.engine.tokenizer
 
+    def load_adapter(self, name: str, folder: str | Path) -> None:
+        """Read a LoRA adapter in PEFT's format; calls may name it from now on. Raises as `Adapters.load`."""
+        self.engine.adapters.load(name, folder)
+
+    def unload_adapter(self, name: str) -> None:
+        """Take an adapter's name away; what runs with it ends with it.
+
+        Raises:
+            RequestError: There is no such adapter.
+        """
+        self.engine.adapters.unload(name)
+
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        adapter: str | Sequence[str | None] | None = None,
     ) -> list[Completion]:
         """Complete one prompt or many, together.
 
         Args:
             prompts: A text, a list of token ids, or a list of either.
             params: For all prompts, or one for each.
+            adapter: The name of a loaded adapter, for all prompts, or one for each; None: the model itself.
 
         Returns:
             One completion a prompt, in order; a single prompt gives a list of one. With ``n`` > 1 the further
@@ -122,25 +141,39 @@ class LLM:
                 f"There are {len(listed)} prompts and {len(each)} sampling params. Give one for all, or one for each.",
                 param="params",
             )
+        names = [adapter] * len(listed) if adapter is None or isinstance(adapter, str) else list(adapter)
+        if len(names) != len(listed):
+            raise RequestError(
+                f"There are {len(listed)} prompts and {len(names)} adapters. Give one for all, or one for each.",
+                param="adapter",
+            )
         checked: list[Request] = []
-        for prompt, one in zip(listed, each, strict=True):
+        for prompt, one, name in zip(listed, each, names, strict=True):
             ids = self._encode(prompt)  # type: ignore[arg-type]
-            checked += [self.engine.check(ids, p) for p in one.split()]
+            checked += [self.engine.check(ids, p, _tags(name)) for p in one.split()]
         done = iter(self._finish(checked))
         return [_join([next(done) for _ in range(one.n)]) for one in each]
 
-    def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Completion:
+    def chat(
+        self, messages: Sequence[Message], params: SamplingParams | None = None, *, adapter: str | None = None
+    ) -> Completion:
         """Answer a conversation with one whole completion."""
         ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
-        return self.generate(ids, params)[0]
+        return self.generate(ids, params, adapter=adapter)[0]
 
-    def stream(self, messages: Sequence[Message], params: SamplingParams | None = None) -> "Stream":
+    def stream(
+        self, messages: Sequence[Message], params: SamplingParams | None = None, *, adapter: str | None = None
+    ) -> "Stream":
         """Answer a conversation piece by piece, for ``for`` and for ``async for``; closing it frees its blocks."""
-        return Stream(self._stream(self._check_chat(messages, params)))
+        ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+        return self.stream_prompt(ids, params, adapter=adapter)
 
-    def stream_prompt(self, prompt: Prompt, params: SamplingParams | None = None) -> "Stream":
+    def stream_prompt(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, adapter: str | None = None
+    ) -> "Stream":
         """Complete one prompt piece by piece."""
-        return Stream(self._stream(self.engine.check(self._encode(prompt), params or SamplingParams())))
+        request = self.engine.check(self._encode(prompt), params or SamplingParams(), _tags(adapter))
+        return Stream(self._stream(request))
 
     def score(self, prompts: Prompt | Sequence[Prompt], continuations: Prompt | Sequence[Prompt]) -> list[Score]:
         """Return how likely each continuation is behind its prompt.
@@ -206,10 +239,6 @@ class LLM:
 
     def _encode(self, prompt: Prompt) -> list[int]:
         return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-
-    def _check_chat(self, messages: Sequence[Message], params: SamplingParams | None) -> Request:
-        ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
-        return self.engine.check(ids, params or SamplingParams())
 
     def _submit(self, request: Request) -> None:
         with self._lock:
@@ -280,6 +309,10 @@ class LLM:
 
 def _join(completions: list[Completion]) -> Completion:
     return completions[0] if len(completions) == 1 else replace(completions[0], others=tuple(completions[1:]))
+
+
+def _tags(adapter: str | None) -> dict[str, str] | None:
+    return None if adapter is None else {"adapter": adapter}
 
 
 def _is_prompt(prompts: object) -> bool:

@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from modelwright.base.errors import ModelwrightError, RequestError
 from modelwright.base.types import Completion, Delta, FinishReason, SamplingParams, TopLogprobs, Usage
@@ -40,6 +41,7 @@ class Request:
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.prompt_ids)
+        self.adapter: Any = None  # the `modelwright.engine.adapters.Adapter` that it asks for
 
     @property
     def num_tokens(self) -> int:
