@@ -204,6 +204,39 @@ def test_stop_ends_the_answer_and_frees_the_engine(open_page, start_server, engi
         assert page.evaluate("document.activeElement.id") == "question"
 
 
+def test_conversations_are_kept_opened_again_and_deleted(open_page, start_server, engine):
+    with start_server(create_app(ServeConfig(), engine, engine.tokenizer, "tiny", None, PAGE)) as url:
+        page = open_page(url)
+
+        def ask_model(question):
+            page.fill("#question", question)
+            page.keyboard.press("Enter")
+            page.wait_for_selector(".answer.is-writing")
+            page.click("#stop")  # this model would write until its context is full; what it wrote is kept
+            page.wait_for_selector("#conversation[aria-busy=false]")
+
+        assert not page.is_visible("#chats")
+        ask_model("First <b>question</b>?")
+        ask_model("And its second?")
+        page.click("#restart")
+        ask_model("Another matter?")
+        page.reload()
+        page.wait_for_selector("#chats:not([hidden])")
+        page.click("#chats summary")
+        assert page.locator(".chat-name").all_inner_texts() == ["Another matter?", "First <b>question</b>?"]
+        page.click("text=First <b>question</b>?")
+        page.wait_for_selector(".exchange >> nth=1")
+        assert page.locator(".asked").all_inner_texts() == ["First <b>question</b>?", "And its second?"]
+        assert all(text.strip() for text in page.locator(".answer").all_inner_texts())
+        assert page.locator("[aria-current=true]").count() == 1
+        page.click("#chats summary")
+        page.click(".chat-remove >> nth=1")
+        assert page.inner_text(".chat-remove >> nth=1") == "Really?"
+        page.click(".chat-remove >> nth=1")
+        page.wait_for_selector(".chat-name >> nth=1", state="detached")
+        assert page.locator(".exchange").count() == 0 and page.is_visible("#lead")
+
+
 def test_answers_that_a_model_writes_say_so(open_page, start_server, engine, index):
     settings = ServeConfig(answer_mode="generated", num_passages=2)
     with start_server(create_app(settings, engine, engine.tokenizer, "tiny", index, PAGE)) as url:

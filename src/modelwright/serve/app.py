@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelwright.base.errors import ConfigError, RequestError
+from modelwright.serve.adapters_api import AdapterRoutes
 from modelwright.serve.anthropic_api import AnthropicRoutes
 from modelwright.serve.batches_api import BatchRoutes, BatchRunner
+from modelwright.serve.chats import Chats
+from modelwright.serve.chats_api import ChatRoutes
 from modelwright.serve.errors import error_body, error_response, install_handlers, refuse_socket
 from modelwright.serve.files_api import FileRoutes, FileStore
 from modelwright.serve.gate import Gate
@@ -109,7 +112,10 @@ def create_app(
     SocketRoutes(openai_routes).install(app)
     AnthropicRoutes(served).install(app)
     ResponsesRoutes(served).install(app)
+    AdapterRoutes(served).install(app)
     VectorRoutes(served).install(app)
+    if engine is not None and index is None:
+        ChatRoutes(served, Chats(folder / "chats.sqlite")).install(app)
     files = FileStore(folder / "files")
     runner = BatchRunner(app, files, folder / "batches", keys)
     FileRoutes(files, config.max_file_bytes).install(app)
@@ -117,11 +123,11 @@ def create_app(
     PageRoutes(served, page).install(app)
     TokenizerRoutes({model_name: tokenizer} if tokenizer is not None else {}).install(app)
     HealthRoutes(served).install(app)
-    _hang_doors(app, config, served.metrics, keys)
+    hang_doors(app, config, served.metrics, keys)
     return app
 
 
-def _hang_doors(app: FastAPI, config: ServeConfig, metrics: Metrics, keys: KeyRing | None) -> None:
+def hang_doors(app: FastAPI, config: ServeConfig, metrics: Metrics, keys: KeyRing | None) -> None:
     """Add what a request passes before the routes; the last one added is the first it meets."""
     if keys is not None:
         app.add_middleware(Gate, keys=keys)  # type: ignore[arg-type]

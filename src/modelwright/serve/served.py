@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from modelwright.base.errors import CapacityError, ConfigError, RequestError
 from modelwright.base.types import FinishReason, TopLogprobs, Usage
+from modelwright.serve.chats import Kind
 from modelwright.serve.errors import EngineDownError
 from modelwright.serve.metrics import Metrics
 from modelwright.serve.telemetry import Telemetry
@@ -39,9 +40,11 @@ class ServeConfig:
     max_body_bytes: int = 16 * 1024 * 1024
     body_timeout_seconds: float = 30.0  # for the body of a request to arrive
     max_waiting: int = 256  # requests in the queue before new ones are told to come back
+    adapter_dir: Path | None = None  # clients may load LoRA adapters from folders under it; None: they may not
     max_prompts: int = 128  # prompts in one completion request
     state_dir: Path | None = None  # where files and batches are kept; None: a folder that goes with the server
     max_file_bytes: int = 200 * 1000 * 1000  # of an upload
+    memory: Kind = "tokens"  # what of a conversation on the page the model is shown
     num_threads: int = 8  # answers from the documents worked on at once
     stall_seconds: float = 60.0  # without a token while requests run: not ready
     api_key_file: Path | None = None  # who may ask; None: everybody who reaches the address
@@ -156,8 +159,24 @@ class Served:
     @property
     def model_names(self) -> list[str]:
         """The names that a request can give as its model."""
-        names = [self.model_name] if self.engine is not None else []
+        names = [self.model_name, *self.adapter_names] if self.engine is not None else []
         return names + ([self.documents_name] if self.index is not None else []) + self.encoders.names
+
+    @property
+    def adapter_names(self) -> list[str]:
+        """The names of the language model's adapters."""
+        return self.engine.engine.adapters.names if self.engine is not None else []
+
+    def load_adapter(self, name: str, folder: Path) -> None:
+        """Serve the language model with an adapter under a name of its own.
+
+        Raises:
+            ConfigError: The name is another model's, or no name.
+        """
+        assert self.engine is not None
+        if name in self.model_names and name not in self.adapter_names:
+            raise ConfigError(f"The adapter's name {name!r} is that of a model served here. Choose another.")
+        self.engine.engine.adapters.load(name, folder)
 
     def check_model(self, name: Any) -> str:
         """Return the model that a request names; a missing or unknown name is the client's error."""

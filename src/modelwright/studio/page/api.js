@@ -56,18 +56,44 @@ export async function readTokenizers() {
 
 /** A text as every tokenizer splits it: name, tokens, and how much one carries. */
 export async function tokenize(text, signal) {
-  const headers = { "content-type": "application/json" };
-  return (await request("/api/tokenize", { method: "POST", headers, body: JSON.stringify({ text }), signal })).json();
+  return (await post("/api/tokenize", { text }, signal)).json();
+}
+
+/** The conversations that are kept, the newest first: id, title, num_turns. */
+export async function readChats() {
+  return (await (await request("/api/chats")).json()).chats;
+}
+
+/** One conversation: id, title, turns. */
+export async function readChat(id) {
+  return (await request(`/api/chats/${id}`)).json();
+}
+
+/** Begin a conversation; its id. */
+export async function newChat() {
+  return (await (await post("/api/chats", {})).json()).id;
+}
+
+export async function deleteChat(id) {
+  await request(`/api/chats/${id}`, { method: "DELETE" });
+}
+
+/** Ask in a conversation that the server keeps; otherwise as `ask`. */
+export async function* askInChat(id, question, signal) {
+  yield* pieces(await post(`/api/chats/${id}/ask`, { question }, signal));
 }
 
 /** Ask, and yield {text} pieces, then one {citations, mode, is_supported, finish_reason}. Aborting the signal stops it. */
 export async function* ask(model, messages, signal) {
-  const response = await request("/v1/chat/completions", {
-    method: "POST",
-    headers: { "content-type": "application/json" },
-    body: JSON.stringify({ model, messages, stream: true }),
-    signal,
-  });
+  yield* pieces(await post("/v1/chat/completions", { model, messages, stream: true }, signal));
+}
+
+function post(path, body, signal) {
+  const headers = { "content-type": "application/json" };
+  return request(path, { method: "POST", headers, body: JSON.stringify(body), signal });
+}
+
+async function* pieces(response) {
   let isDone = false;
   for await (const data of events(response.body.getReader())) {
     if (data === "[DONE]") {

@@ -1,6 +1,7 @@
 // The conversation: asking, showing the answer while it is written, and what to say when something goes wrong.
 
-import { ask, readInfo } from "./api.js";
+import { ask, askInChat, newChat, readInfo } from "./api.js";
+import { listChats } from "./chats.js";
 import { openPanel } from "./panel.js";
 
 const $ = (id) => document.getElementById(id);
@@ -31,7 +32,7 @@ const MODES = {
 
 let info = null;
 let running = null; // the AbortController of the answer being written
-let history = []; // turns of the conversation, kept for a model without documents
+let chat = null; // the id of the conversation that the server keeps, for a model without documents
 
 function make(tag, className, text) {
   const element = document.createElement(tag);
@@ -59,6 +60,7 @@ async function start() {
   $("more").hidden = info.mode === "extractive";
   $("examples").replaceChildren(...info.examples.map(example));
   $("examples-box").hidden = info.examples.length === 0;
+  if (info.mode === "chat") refreshChats();
 }
 
 function showWelcome(isShown) {
@@ -96,12 +98,11 @@ async function answer(exchange, question) {
   const mode = MODES[info.mode];
   const body = make("div", "answer is-waiting", mode.waiting);
   exchange.append(body);
-  const turns = [...(info.mode === "chat" ? history : []), { role: "user", content: question }];
   let text = "";
   let last = {};
   setRunning(new AbortController(), mode.waiting);
   try {
-    for await (const piece of ask(info.model, turns, running.signal)) {
+    for await (const piece of piecesOf(question, running.signal)) {
       if (piece.text) {
         text += piece.text;
         body.className = "answer is-writing";
@@ -111,7 +112,7 @@ async function answer(exchange, question) {
       }
     }
     finish(exchange, body, text, last);
-    history = [...turns, { role: "assistant", content: text }];
+    if (info.mode === "chat") refreshChats();
   } catch (error) {
     body.className = "answer";
     if (!text) body.remove();
@@ -126,6 +127,49 @@ async function answer(exchange, question) {
   }
   const count = last.citations?.length ?? 0;
   setRunning(null, count ? `The answer is complete, with ${count} source${count > 1 ? "s" : ""}.` : "The answer is complete.");
+}
+
+/** The documents answer each question by itself; a model is asked in a conversation that the server keeps. */
+async function* piecesOf(question, signal) {
+  if (info.mode !== "chat") {
+    yield* ask(info.model, [{ role: "user", content: question }], signal);
+    return;
+  }
+  chat ??= await newChat();
+  yield* askInChat(chat, question, signal);
+}
+
+const refreshChats = () => listChats(chat, openChat, restart);
+
+/** Show a conversation that was kept, and go on with it. */
+function openChat(kept) {
+  running?.abort();
+  chat = kept.id;
+  showWelcome(false);
+  const exchanges = [];
+  for (const turn of kept.turns) {
+    if (turn.role === "user") {
+      exchanges.push(make("article", "exchange"));
+      exchanges.at(-1).append(make("h2", "asked", turn.content));
+    } else {
+      const body = make("div", "answer");
+      body.append(...paragraphs(turn.content.trim(), []));
+      exchanges.at(-1)?.append(body);
+    }
+  }
+  $("conversation").replaceChildren(...exchanges);
+  exchanges.at(-1)?.scrollIntoView({ block: "start" });
+  refreshChats();
+  $("question").focus({ preventScroll: true });
+}
+
+function restart() {
+  running?.abort();
+  chat = null;
+  $("conversation").replaceChildren();
+  showWelcome(true);
+  if (info?.mode === "chat") refreshChats();
+  $("question").focus();
 }
 
 function retry(exchange, question) {
@@ -271,11 +315,5 @@ $("question").addEventListener("keydown", (event) => {
   }
 });
 $("stop").addEventListener("click", () => running?.abort());
-$("restart").addEventListener("click", () => {
-  running?.abort();
-  history = [];
-  $("conversation").replaceChildren();
-  showWelcome(true);
-  $("question").focus();
-});
+$("restart").addEventListener("click", restart);
 start();
