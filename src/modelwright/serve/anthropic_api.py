@@ -182,7 +182,7 @@ class AnthropicRoutes:
     async def _read(self, request: Request, implemented: frozenset[str]) -> dict[str, Any]:
         served = self.served
         body = await read_json(request, served.config.max_body_bytes, served.config.body_timeout_seconds)
-        if served.check_writer(body.get("model")) != served.model_name or served.engine is None:
+        if served.check_writer(body.get("model")) not in (served.model_name, *served.adapter_names):
             message = f"{body['model']} answers on /v1/chat/completions; this route takes a language model."
             raise RequestError(message, param="model", code="unsupported_model")
         anthropic_fields.check_names(body, implemented)
@@ -195,9 +195,9 @@ class AnthropicRoutes:
         is_streamed = fields.flag(body, "stream")
         asked = anthropic_fields.chat_body(body)
         served.admit()
-        num_prompt, streams = await language.chat_pieces(served, asked)
-        made = MessageEvents(served.model_name, num_prompt, served.tokenizer, asked["stop"])
-        events = made.stream(timed(served, served.model_name, streams[0]))
+        num_prompt, streams = await language.chat_pieces(served, {**asked, "model": body["model"]})
+        made = MessageEvents(body["model"], num_prompt, served.tokenizer, asked["stop"])
+        events = made.stream(timed(served, body["model"], streams[0]))
         if is_streamed:
             return EventStream(_encoded(events), lambda e: named_event(anthropic_body(*describe(e))))
         try:

@@ -10,7 +10,12 @@ from modelwright.serve.keys import KeyMeter, KeyRing, current_key
 from modelwright.serve.web import INSIDE, ASGIApp, Receive, Scope, Send
 
 OPEN = frozenset({"/health/live", "/health/ready"})
-SCOPE_OF = {"/metrics": "metrics", "/openapi.json": "inference"}
+SCOPE_OF = {
+    "/metrics": "metrics",
+    "/openapi.json": "inference",
+    "/v1/load_lora_adapter": "admin",
+    "/v1/unload_lora_adapter": "admin",
+}
 GUARDED = ("/v1/", "/v2/", "/api/", "/rerank", "/score", "/tokenize", "/detokenize", "/metrics", "/openapi.json")
 
 

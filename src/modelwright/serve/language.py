@@ -72,12 +72,14 @@ async def generate(
     params: SamplingParams,
     shown: Mapping[int, str] | None = None,
     operation: str = "chat",
+    model: Any = None,
 ) -> AsyncGenerator[Piece, None]:
     """Yield the pieces of one completion; closing the generator ends the request and frees its blocks.
 
     Args:
         shown: Special tokens that are written out, which otherwise have no text.
         operation: What a span calls the work.
+        model: The name that the request gave; one of an adapter's asks for it.
 
     Raises:
         EngineDownError: The engine stopped before the completion was whole.
@@ -86,7 +88,7 @@ async def generate(
     if served.trace is not None and params.seed is None:
         params = replace(params, seed=secrets.randbits(63))
     try:
-        async with contextlib.aclosing(_observed(served, prompt_ids, params, operation)) as pieces:
+        async with contextlib.aclosing(_observed(served, prompt_ids, params, operation, model)) as pieces:
             async for piece in pieces:
                 delta = piece.delta
                 tokens: tuple[Token, ...] = ()
@@ -105,14 +107,17 @@ async def generate(
 
 
 async def _observed(
-    served: Served, prompt_ids: Sequence[int], params: SamplingParams, operation: str
+    served: Served, prompt_ids: Sequence[int], params: SamplingParams, operation: str, model: Any = None
 ) -> AsyncGenerator["EnginePiece", None]:
     """Yield the engine's pieces, with a span around them and a line in the trace at their end."""
     assert served.engine is not None
     key, telemetry = current_key.get(), served.telemetry
-    tags = {"tenant": key.config.name} if key is not None else None  # a prefix cache and a queue of its own
+    tags = {"tenant": key.config.name} if key is not None else {}  # a prefix cache and a queue of its own
+    if model in served.adapter_names:
+        tags["adapter"] = model
     drawn, reason = list[int](), "abort"
-    span = telemetry.begin(operation, served.model_name, params) if telemetry is not None else contextlib.nullcontext()
+    asked = tags.get("adapter", served.model_name)
+    span = telemetry.begin(operation, asked, params) if telemetry is not None else contextlib.nullcontext()
     try:
         with span as seen:
             async with contextlib.aclosing(served.engine.stream_pieces(prompt_ids, params, tags)) as pieces:
@@ -144,7 +149,7 @@ def call_form(served: Served) -> CallForm:
 async def chat_pieces(served: Served, body: Mapping[str, Any]) -> tuple[int, list[AsyncGenerator[Piece, None]]]:
     """Check a chat request and return the tokens of its prompt and the pieces of each of its answers."""
     assert served.tokenizer is not None
-    messages, plan = conversation.messages(body), tools.read_plan(body)
+    messages, plan, name = conversation.messages(body), tools.read_plan(body), body.get("model")
     asked = fields.max_tokens(body)
     form, special_ids = call_form(served), served.tokenizer.special_ids
     # What is wrong with a setting is said before a long text is read.
@@ -153,9 +158,10 @@ async def chat_pieces(served: Served, body: Mapping[str, Any]) -> tuple[int, lis
     params = fields.sampling(body, room(served, len(ids), asked, None, "messages"))
     params = tools.constrain(plan, params, form, special_ids)
     if not plan.is_on:
-        return len(ids), [generate(served, ids, one) for one in params.split()]
+        return len(ids), [generate(served, ids, one, model=name) for one in params.split()]
     shown = {special_ids[tag]: tag for tag in (form.open, form.close) if tag in special_ids}
-    return len(ids), [tools.with_calls(generate(served, ids, one, shown), form, plan) for one in params.split()]
+    streams = [generate(served, ids, one, shown, model=name) for one in params.split()]
+    return len(ids), [tools.with_calls(stream, form, plan) for stream in streams]
 
 
 async def completion_pieces(
@@ -166,7 +172,8 @@ async def completion_pieces(
     fields.sampling(body, asked or 1)
     ids = await encode(served, prompt) if isinstance(prompt, str) else list(prompt)
     params = fields.sampling(body, room(served, len(ids), asked, LEGACY_MAX_TOKENS, "prompt"))
-    streams = [generate(served, ids, one, operation="text_completion") for one in params.split()]
+    name = body.get("model")
+    streams = [generate(served, ids, one, operation="text_completion", model=name) for one in params.split()]
     if not fields.flag(body, "echo"):
         return streams
     assert served.tokenizer is not None

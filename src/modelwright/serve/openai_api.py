@@ -174,7 +174,9 @@ class OpenAIRoutes:
     def _model_object(self, name: str) -> dict[str, Any]:
         served = self.served
         described = {"id": name, "object": "model", "created": served.created, "owned_by": "modelwright"}
-        if served.engine is not None and name == served.model_name:
+        if served.engine is not None and name in (served.model_name, *served.adapter_names):
+            if name != served.model_name:
+                described["parent"] = served.model_name
             described["max_model_len"] = served.max_context
         return described
 
@@ -218,7 +220,7 @@ class OpenAIRoutes:
         served = self.served
         body = await self._read(request)
         name = served.check_writer(body.get("model"))
-        if name != served.model_name:
+        if name not in (served.model_name, *served.adapter_names):
             message = f"{name} answers questions; it does not continue texts. Use /v1/chat/completions."
             raise RequestError(message, param="model", code="unsupported_model")
         fields.check_names(body, fields.COMPLETIONS)

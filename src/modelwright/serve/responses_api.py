@@ -235,8 +235,8 @@ class ResponsesRoutes:
         is_streamed, is_stored = fields.flag(body, "stream"), responses_fields.is_stored(body)
         made = ResponseEvents(response_object(body))
         served.admit()
-        _, streams = await language.chat_pieces(served, asked)
-        events = self._kept_at_end(made, timed(served, served.model_name, streams[0]), turns, body, is_stored)
+        _, streams = await language.chat_pieces(served, {**asked, "model": body["model"]})
+        events = self._kept_at_end(made, timed(served, body["model"], streams[0]), turns, body, is_stored)
         if is_streamed:
             return EventStream(_encoded(events), lambda e: named_event(error_event(e)))
         try:
@@ -255,7 +255,7 @@ class ResponsesRoutes:
         """Return a request's body, its conversation without instructions, and the chat request that means the same."""
         served = self.served
         body = await read_json(request, served.config.max_body_bytes, served.config.body_timeout_seconds)
-        if served.check_writer(body.get("model")) != served.model_name or served.engine is None:
+        if served.check_writer(body.get("model")) not in (served.model_name, *served.adapter_names):
             message = f"{body['model']} answers on /v1/chat/completions; this route takes a language model."
             raise RequestError(message, param="model", code="unsupported_model")
         responses_fields.check_names(body)
