@@ -6,12 +6,20 @@ from typing import Annotated, Literal
 import typer
 
 from modelwright.cli.server import open_encoders, start
+from modelwright.base.errors import ConfigError
 from modelwright.engine.engine import EngineConfig
 from modelwright.engine.speculative import SpeculationConfig
 from modelwright.models.hub import fetch
 from modelwright.models.sentence import encoder_kind
 from modelwright.serve.port import Address, check_port
 from modelwright.serve.served import ServeConfig
+
+
+def _named_folder(text: str) -> tuple[str, Path]:
+    name, sign, folder = text.partition("=")
+    if not (name and sign and folder):
+        raise ConfigError(f"--adapters is {text!r}; expected NAME=DIR, such as law=runs/law. Give both.")
+    return name, Path(folder)
 
 
 def serve(
@@ -29,6 +37,12 @@ def serve(
         bool, typer.Option(help="Guess tokens that repeat earlier text and check several at once; same answers.")
     ] = False,
     quantize: Annotated[str | None, typer.Option(help="Round the weights while loading: int8 or int4.")] = None,
+    adapters: Annotated[
+        list[str] | None, typer.Option(help="A LoRA adapter to serve under a name of its own: NAME=DIR; repeatable.")
+    ] = None,
+    adapter_dir: Annotated[
+        Path | None, typer.Option(help="Clients (with keys: admins) may load adapters from folders in it.")
+    ] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="Keys that may ask; make them with mw keys.")] = None,
     trace: Annotated[Path | None, typer.Option(help="Write every prompt and answer there, for mw replay.")] = None,
     allow_origin: Annotated[
@@ -47,6 +61,8 @@ def serve(
     mode: Literal["generated", "extractive"] = "generated" if generate else "extractive"
     config = ServeConfig(
         answer_mode=mode,
+        adapters=tuple(_named_folder(text) for text in adapters or ()),
+        adapter_dir=adapter_dir,
         api_key_file=api_key_file,
         state_dir=state_dir,
         trace_file=trace,

@@ -40,6 +40,7 @@ class ServeConfig:
     max_body_bytes: int = 16 * 1024 * 1024
     body_timeout_seconds: float = 30.0  # for the body of a request to arrive
     max_waiting: int = 256  # requests in the queue before new ones are told to come back
+    adapters: tuple[tuple[str, Path], ...] = ()  # LoRA adapters to serve from the start: name, folder
     adapter_dir: Path | None = None  # clients may load LoRA adapters from folders under it; None: they may not
     max_prompts: int = 128  # prompts in one completion request
     state_dir: Path | None = None  # where files and batches are kept; None: a folder that goes with the server
@@ -149,6 +150,10 @@ class Served:
                 raise ConfigError("serve.trace_file is given, but no language model, whose requests are traced.")
             self.trace = Trace(config.trace_file, engine.engine.model, engine.engine.config)
         self.telemetry = None if config.otlp_endpoint is None else Telemetry(config.otlp_endpoint)
+        if config.adapters and engine is None:
+            raise ConfigError("serve.adapters are given, but no language model that they belong to. Give one.")
+        for name, folder in config.adapters:
+            self.load_adapter(name, folder)
         self.pool = ThreadPoolExecutor(config.num_threads, thread_name_prefix="documents")
 
     @property
