@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from modelwright.cli.server import open_encoders, start
 from modelwright.base.errors import ConfigError
+from modelwright.cli.server import open_encoders, start
 from modelwright.engine.engine import EngineConfig
 from modelwright.engine.speculative import SpeculationConfig
 from modelwright.models.hub import fetch
