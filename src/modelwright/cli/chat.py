@@ -6,16 +6,13 @@ from typing import Annotated
 
 import typer
 
-from modelwright.base.errors import RequestError
+from modelwright.base.errors import ConfigError
 from modelwright.base.progress import console
-from modelwright.base.types import ChatModel, Message, SamplingParams
+from modelwright.base.types import SamplingParams
+from modelwright.cli.talk import HELP, Talk
 from modelwright.engine.llm import LLM
 from modelwright.models.hub import fetch
-from modelwright.serve.chats import Chat, Chats, CountTokens, Kind, Memory, MemoryConfig
-
-HELP = (
-    "/new begins anew, /list shows what is kept, /open N goes on with one, /system TEXT begins anew with it, /quit ends"
-)
+from modelwright.serve.chats import Chats, CountTokens, Kind, Memory, MemoryConfig
 
 
 def chat(
@@ -26,6 +23,9 @@ def chat(
     max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 256,
     seed: Annotated[int | None, typer.Option(help="Makes answers repeatable.")] = None,
     store: Annotated[Path | None, typer.Option(help="SQLite file that keeps conversations; none: forgotten.")] = None,
+    adapter: Annotated[
+        list[str] | None, typer.Option(help="A LoRA adapter, NAME=DIR; repeatable. /adapter NAME answers with it.")
+    ] = None,
     memory: Annotated[str, typer.Option(help="What is shown of the past: all, window, tokens or summary.")] = "tokens",
     remember: Annotated[int | None, typer.Option(help="Exchanges (window) or tokens that are shown.")] = None,
 ) -> None:
@@ -34,7 +34,7 @@ def chat(
     Begins with /help for what can be asked beside questions. Lines piped in are taken as turns.
     """
     params = SamplingParams(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
-    llm = LLM(fetch(model))
+    llm = LLM(fetch(model), adapters=read_adapters(adapter or []))
     room = max(1, llm.engine.max_context - max_tokens)
     kind: Kind = memory  # type: ignore[assignment]
     config = MemoryConfig(kind, num_exchanges=remember or 8, max_tokens=min(remember or room, room))
@@ -50,6 +50,19 @@ def chat(
             talk.answer(line)
 
 
+def read_adapters(given: list[str]) -> dict[str, str]:
+    """Return {name: folder} of what was given as NAME=DIR.
+
+    Raises:
+        ConfigError: One is written otherwise.
+    """
+    pairs = [entry.partition("=") for entry in given]
+    wrong = next(("".join(pair) for pair in pairs if not (pair[0] and pair[2])), None)
+    if wrong is not None:
+        raise ConfigError(f"--adapter is {wrong!r}; expected NAME=DIR, such as law=runs/law-lora.")
+    return {name: folder for name, _, folder in pairs}
+
+
 def _counter(llm: LLM) -> CountTokens:
     return lambda messages: len(llm.tokenizer.apply_chat_template(messages, add_generation_prompt=True))
 
@@ -59,48 +72,3 @@ def _read_turn() -> str | None:
         return input("you> " if sys.stdin.isatty() else "").strip()
     except EOFError:
         return None
-
-
-class Talk:
-    """One conversation at a time."""
-
-    def __init__(self, model: ChatModel, memory: Memory, params: SamplingParams, system: str):
-        self.model, self.memory, self.params = model, memory, params
-        self.chat: Chat = memory.chats.new(system)
-
-    def obey(self, command: str, rest: str) -> None:
-        """Do what a line that begins with a slash asks for."""
-        chats = self.memory.chats
-        if command in ("/new", "/system"):
-            self.chat = chats.new(rest.strip() if command == "/system" else self.chat.system)
-            console.print("[dim]forgotten[/dim]" if command == "/new" else "[dim]begun anew[/dim]")
-        elif command == "/list":
-            for one in reversed([c for c in chats.all() if c.num_turns]):
-                console.print(f"{one.id:>4}  {one.title}  ({one.num_turns // 2} exchanges)", markup=False)
-        elif command == "/open" and rest.strip().isdecimal():
-            try:
-                self.chat = chats.find(int(rest))
-            except RequestError as error:
-                print(f"error: {error} /list shows what there is.", file=sys.stderr)
-                return
-            for turn in chats.turns(self.chat.id):
-                console.print(f"{'you' if turn.role == 'user' else 'model'}> {turn.content}", markup=False, style="dim")
-        else:
-            console.print(f"[dim]{HELP}[/dim]")
-
-    def answer(self, question: str) -> None:
-        """Stream the answer and keep the exchange; a question that cannot be served is not kept."""
-        pieces: list[str] = []
-        try:
-            shown = self.memory.recall(self.chat, question)
-            for delta in self.model.stream(shown, self.params):
-                pieces.append(delta.text)
-                print(delta.text, end="", flush=True)
-        except RequestError as error:
-            print(f"error: {error} /new forgets the conversation and makes room.", file=sys.stderr)
-            return
-        except KeyboardInterrupt:  # stops the answer, not the conversation
-            if not sys.stdin.isatty():
-                raise
-        print()
-        self.memory.chats.add(self.chat.id, [Message("user", question), Message("assistant", "".join(pieces))])
