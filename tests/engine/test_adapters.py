@@ -12,8 +12,10 @@ from modelwright.base.errors import CapacityError, CheckpointError, ConfigError,
 from modelwright.base.types import SamplingParams
 from modelwright.engine.engine import Engine, EngineConfig
 from modelwright.engine.llm import LLM
+from modelwright.engine.prepare import rounded
 from modelwright.models.adapter_file import read_adapter_parts
 from modelwright.models.llama import Llama
+from modelwright.nn.kernels import build
 from modelwright.nn.lora import add_lora, lora_layers, lora_parameters, merge_lora
 from modelwright.train.adapter import load_adapter, save_adapter
 
@@ -270,3 +272,29 @@ def _adapted(folder: Path) -> Llama:
     model = make_model()
     load_adapter(model, folder)
     return model
+
+
+@pytest.mark.skipif(build.missing() is not None, reason=f"no CPU kernels: {build.missing()}")
+@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
+def test_the_compiled_step_mixes_adapters_and_agrees_with_pytorch(model_bf16, folders, quantize):
+    names: list[str | None] = ["one", None, "two", "three", "one", "two"]
+    base = rounded(model_bf16, quantize) if quantize else model_bf16
+    mixed = answers(with_adapters(base, folders, kernels="native"), names)
+    for config in ({"max_tokens_per_step": 17}, {"num_blocks": 12}):  # however the work is cut
+        assert answers(with_adapters(base, folders, kernels="native", **config), names) == mixed
+    for at, name in enumerate(names):
+        alone = with_adapters(base, folders, kernels="native")
+        done = alone.generate(prompts(len(names))[at], GREEDY, adapter=name)[0]
+        assert (done.token_ids, done.logprobs) == mixed[at]
+    # The twin: what PyTorch says of the same texts, within the rounding of activations.
+    told = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=True)
+    both = [
+        with_adapters(base, folders, kernels=kernels).generate(prompts(6), told, adapter=names)
+        for kernels in ("native", "plain")
+    ]
+    for ours, theirs in zip(*both, strict=True):
+        near = [abs(a - b) for a, b in zip(ours.prompt_logprobs[1:], theirs.prompt_logprobs[1:], strict=True)]
+        assert sum(near) / len(near) < (0.12 if quantize else 0.06)
+    swapped = with_adapters(base, folders, kernels="plain").generate(prompts(6), told, adapter=names[::-1])
+    far = [abs(a - b) for a, b in zip(both[0][0].prompt_logprobs[1:], swapped[0].prompt_logprobs[1:], strict=True)]
+    assert sum(far) / len(far) > 0.5  # negative control: another adapter says something else

@@ -22,6 +22,7 @@ from modelwright.base.errors import ConfigError
 from modelwright.engine.scheduler import Chunk
 from modelwright.models.llama import Llama
 from modelwright.nn.kernels.packed import BLOCK, Arena, CMatrix, PackedMatrix, allocate, bits_of
+from modelwright.nn.kernels.packed_lora import PackedAdapter
 
 TILE = 16  # positions in a tile of the cache
 TILES_TOGETHER = 4  # a query looks at stretches of so many tiles
@@ -60,6 +61,7 @@ class CStep(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("num_tokens", "num_rows", "num_threads")),
         *((name, ctypes.c_void_p) for name in ("ids", "positions", "starts", "tiles", "order", "rows", "logits")),
+        ("adapters", ctypes.c_void_p),
     )
 
 
@@ -114,6 +116,8 @@ class NativeRunner:
         num_blocks: Of the cache, the null block included.
         block_size: Positions in a block.
     """
+
+    takes_adapters = True
 
     def __init__(self, model: nn.Module, library: ctypes.CDLL, *, num_blocks: int, block_size: int):
         self.model: Any = model
@@ -206,9 +210,24 @@ class NativeRunner:
             np.array(rows, dtype=np.int64),
         ]
         addresses = [array.ctypes.data for array in arrays]
-        step = CStep(len(ids), len(rows), torch.get_num_threads(), *addresses, logits.data_ptr())
+        changes = self._changes(chunks, spans)
+        of_tokens = None if changes is None else changes.ctypes.data
+        step = CStep(len(ids), len(rows), torch.get_num_threads(), *addresses, logits.data_ptr(), of_tokens)
         self.library.mw_step(ctypes.byref(self._model), ctypes.byref(step))
         return logits[:, : self.vocab_size]
+
+    def _changes(self, chunks: Sequence[Chunk], spans: Sequence[range]) -> np.ndarray | None:
+        """Return of each token where its adapter's tables are, 0 for none; None when no token has one."""
+        if all(chunk.request.adapter is None for chunk in chunks):
+            return None
+        found = np.zeros(spans[-1].stop, dtype=np.uint64)
+        for chunk, span in zip(chunks, spans, strict=True):
+            adapter = chunk.request.adapter
+            if adapter is not None:
+                if adapter.packed is None:
+                    adapter.packed = PackedAdapter(self.model, adapter.layers)
+                found[span.start : span.stop] = adapter.packed.address
+        return found
 
     def _tiles(self, chunk: Chunk) -> np.ndarray:
         """Return the tiles of a sequence, null tiles up to a whole stretch."""

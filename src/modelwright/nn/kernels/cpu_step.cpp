@@ -29,6 +29,16 @@ struct Model {
   Matrix head;
 };
 
+// What an adapter adds to one product: scale B (A x), for the blocks of outputs that it changes.
+struct LowRank {
+  int64_t rank;                 // rows of A, of all joined layers; 0: nothing
+  const uint16_t* a;            // (rank, num_ins) bfloat16
+  const float* scale;           // (rank)
+  const uint16_t* b;            // of each block: (count, BLOCK) bfloat16
+  const int32_t *first, *count; // of each block: which of the `rank` numbers it takes
+  const int64_t* at;            // of each block: where it begins in b
+};
+
 struct Step {
   int64_t num_tokens, num_rows, num_threads;
   const int64_t *ids, *positions;
@@ -37,7 +47,10 @@ struct Step {
   const int64_t* order;    // of the tokens for attention: those that share tiles next to each other
   const int64_t* rows;     // the tokens after which logits are wanted
   float* logits;           // (num_rows, head.num_outs)
+  const LowRank* const* adapters;  // of each token: qkv, o, gate_up, down of every layer, or null; null: none at all
 };
+
+enum Product { NONE = -1, QKV, O, GATE_UP, DOWN, NUM_PRODUCTS };
 
 namespace {
 
@@ -68,10 +81,22 @@ struct RowBuffers {
 };
 
 struct Workspace {
-  Buffer<float> stream, qkv, attended;
+  Buffer<float> stream, qkv, attended, wide, low;
   Buffer<uint16_t> queries;
-  RowBuffers normed, mixed, gated;
+  std::vector<RowBuffers> normed, mixed;  // one for each thread, see `FEW`
+  RowBuffers gated;
+  Buffer<Counter> counters;
 };
+
+// With fewer tokens than this every thread prepares the activations of a product for itself: that takes a microsecond,
+// and saves a meeting. Keys and values are then placed by the thread that looks at them.
+constexpr int64_t FEW = 4;
+
+enum Phase { AT_START, AT_NORM, AT_QKV, AT_PLACE, AT_ATTEND, AT_MIX, AT_OUT, AT_MLP_NORM, AT_GATE, AT_DOWN, AT_HEAD, NUM_PHASES };
+
+#ifdef MW_TIMES  // benchmarks/cpu_step.py: ticks of work and of waiting, of each thread in each phase
+uint64_t phase_times[64][NUM_PHASES][2], last_time[64];
+#endif
 
 int64_t share(int64_t count, int thread, int num_threads) { return count * thread / num_threads; }
 
@@ -97,29 +122,41 @@ void turn_head(const float* x, const float* norm, float eps, const float* cos, c
 
 class Run {
  public:
-  Run(const Model& model, const Step& step, Workspace& space) : m(model), s(step), w(space) {
+  Run(const Model& model, const Step& step, Workspace& space)
+      : m(model), s(step), w(space), is_small(step.num_tokens < FEW && !step.adapters), has_few_rows(step.num_rows < FEW) {
     const int64_t T = s.num_tokens, all_heads = m.num_heads + 2 * m.num_kv_heads;
     x = w.stream.get(T * m.hidden_size);
     qkv = w.qkv.get(T * all_heads * m.head_dim);
     attended = w.attended.get(T * m.num_heads * m.head_dim);
     queries = w.queries.get(T * m.num_heads * m.head_dim);
-    for (int64_t l = 0; l < m.num_layers; ++l) {  // room for all, before the threads look
-      const Layer& layer = m.layers[l];
-      w.normed.get(T, layer.qkv);
-      w.normed.get(T, layer.gate_up);
-      w.mixed.get(T, layer.o);
-      w.gated.get(T, layer.down);
+    if (int64_t(w.normed.size()) < s.num_threads) w.normed.resize(s.num_threads), w.mixed.resize(s.num_threads);
+    for (int64_t i = 0; i < s.num_threads; ++i) {  // room for all, before the threads look
+      const int64_t rows = i == 0 ? std::max(T, s.num_rows) : FEW;
+      for (int64_t l = 0; l < m.num_layers; ++l) {
+        const Layer& layer = m.layers[l];
+        w.normed[i].get(rows, layer.qkv);
+        w.normed[i].get(rows, layer.gate_up);
+        w.mixed[i].get(rows, layer.o);
+        if (i == 0) w.gated.get(T, layer.down);
+      }
+      w.normed[i].get(rows, m.head);
     }
-    w.normed.get(s.num_rows, m.head);
+    counters = w.counters.get((m.num_layers + 1) * NUM_PHASES);
+    for (int64_t i = 0; i < (m.num_layers + 1) * NUM_PHASES; ++i) counters[i].next.store(0, std::memory_order_relaxed);
+    if (s.adapters) find_segments();
   }
 
   void work(int thread) {
     const int n = team().size();
     const int64_t T = s.num_tokens, begin = share(T, thread, n), end = share(T, thread + 1, n), D = m.hidden_size;
+#ifdef MW_TIMES
+    last_time[thread] = __rdtsc();
+#endif
     for (int64_t t = begin; t < end; ++t)
       for (int64_t i = 0; i < D; i += LANES)
         _mm512_storeu_ps(x + t * D + i, widen(_mm256_loadu_si256((const __m256i*)(m.embed + s.ids[t] * D + i))));
-    for (int64_t l = 0; l < m.num_layers; ++l) layer(m.layers[l], thread, n, begin, end);
+    if (is_small) meet(thread, AT_START);
+    for (int64_t l = 0; l < m.num_layers; ++l) layer(l, thread, n, is_small ? 0 : begin, is_small ? T : end);
     logits(thread, n);
   }
 
@@ -127,73 +164,207 @@ class Run {
   const Model& m;
   const Step& s;
   Workspace& w;
+  const bool is_small, has_few_rows;
+  Counter* counters;  // of each layer and phase
   float *x, *qkv, *attended;
   uint16_t* queries;
+  struct Segment { int64_t first, count; const LowRank* of; };  // tokens next to each other, of one adapter
+  std::vector<Segment> segments;
+  int64_t max_rank = 0, widest = 0;
+  float *wide = nullptr, *low = nullptr;  // what the products of such tokens take in; A x
+
+  void find_segments() {
+    for (int64_t t = 0; t < s.num_tokens; ++t) {
+      const LowRank* of = s.adapters[t];
+      if (!of) continue;
+      if (!segments.empty() && segments.back().of == of && segments.back().first + segments.back().count == t) {
+        ++segments.back().count;
+        continue;
+      }
+      segments.push_back({t, 1, of});
+      for (int64_t i = 0; i < m.num_layers * NUM_PRODUCTS; ++i) max_rank = std::max(max_rank, of[i].rank);
+    }
+    for (int64_t l = 0; l < m.num_layers; ++l) widest = std::max({widest, m.hidden_size, m.layers[l].down.num_ins});
+    wide = w.wide.get(s.num_tokens * widest);
+    low = w.low.get(s.num_tokens * max_rank);
+  }
+
+  bool is_adapted(int64_t t) const { return s.adapters && s.adapters[t]; }
+
+  // Keep a token's normed row as it is before rounding, for its adapter.
+  void keep_wide(int64_t t, float inverse, const float* norm) {
+    if (!is_adapted(t)) return;
+    for (int64_t i = 0; i < m.hidden_size; i += LANES) {
+      const __m512 scaled = _mm512_mul_ps(_mm512_loadu_ps(x + t * m.hidden_size + i), _mm512_set1_ps(inverse));
+      _mm512_storeu_ps(wide + t * widest + i, _mm512_mul_ps(scaled, _mm512_loadu_ps(norm + i)));
+    }
+  }
+
+  // A x of all tokens with an adapter: each number by one thread, in one order, whatever stands beside it.
+  void shrink(int64_t which, const float* in, int64_t stride, int64_t num_ins, int thread, int n) {
+    int64_t total = 0;
+    for (const Segment& segment : segments) total += segment.of[which].rank;
+    const int64_t begin = share(total, thread, n), end = share(total, thread + 1, n);
+    int64_t passed = 0;
+    for (const Segment& segment : segments) {
+      const LowRank& change = segment.of[which];
+      for (int64_t k = std::max<int64_t>(0, begin - passed); k < change.rank && passed + k < end; ++k)
+        for (int64_t t = segment.first; t < segment.first + segment.count; ++t) {
+          const uint16_t* a = change.a + k * num_ins;
+          const float* row = in + t * stride;
+          __m512 even = _mm512_setzero_ps(), odd = even;
+          for (int64_t i = 0; i < num_ins; i += 2 * LANES) {
+            even = _mm512_fmadd_ps(widen(_mm256_loadu_si256((const __m256i*)(a + i))), _mm512_loadu_ps(row + i), even);
+            odd = _mm512_fmadd_ps(widen(_mm256_loadu_si256((const __m256i*)(a + i + LANES))), _mm512_loadu_ps(row + i + LANES), odd);
+          }
+          low[t * max_rank + k] = change.scale[k] * _mm512_reduce_add_ps(_mm512_add_ps(even, odd));
+        }
+      passed += change.rank;
+    }
+  }
+
+  // Add B (A x) to a block of outputs y (tile.count, BLOCK).
+  void expand(int64_t which, int64_t block, RowTile tile, float* y) const {
+    if (!s.adapters || which < 0) return;
+    for (int r = 0; r < tile.count; ++r) {
+      const LowRank* of = s.adapters[tile.first + r];
+      if (!of || !of[which].rank) continue;
+      const LowRank& change = of[which];
+      const uint16_t* b = change.b + change.at[block];
+      const float* from = low + (tile.first + r) * max_rank + change.first[block];
+      __m512 left = _mm512_loadu_ps(y + r * BLOCK), right = _mm512_loadu_ps(y + r * BLOCK + LANES);
+      for (int32_t k = 0; k < change.count[block]; ++k, b += BLOCK) {
+        const __m512 factor = _mm512_set1_ps(from[k]);
+        left = _mm512_fmadd_ps(factor, widen(_mm256_loadu_si256((const __m256i*)b)), left);
+        right = _mm512_fmadd_ps(factor, widen(_mm256_loadu_si256((const __m256i*)(b + LANES))), right);
+      }
+      _mm512_storeu_ps(y + r * BLOCK, left);
+      _mm512_storeu_ps(y + r * BLOCK + LANES, right);
+    }
+  }
 
   int64_t tile_of(int64_t t) const { return s.tiles[s.starts[t] + s.positions[t] / TILE]; }
 
-  void layer(const Layer& layer, int thread, int n, int64_t begin, int64_t end) {
-    const int64_t T = s.num_tokens, D = m.hidden_size, H = m.head_dim;
-    const Cache cache{layer.cache, m.num_kv_heads, H};
-    const Rows normed = w.normed.get(T, layer.qkv), mixed = w.mixed.get(T, layer.o);
-    for (int64_t t = begin; t < end; ++t) {
-      quantize_row(x + t * D, inverse_rms(x + t * D, D, m.norm_eps), layer.attention_norm, D, layer.qkv.bits, normed, t);
-      if (s.positions[t] % TILE == 0) cache.clear_values(tile_of(t));
-    }
+  // Wait for the others at the end of a phase.
+  void meet(int thread, Phase phase) {
+#ifdef MW_TIMES
+    const uint64_t before = __rdtsc();
     team().barrier();
-    product(layer.qkv, normed, T, thread, n, qkv);
+    const uint64_t after = __rdtsc();
+    phase_times[thread][phase][0] += before - last_time[thread];
+    phase_times[thread][phase][1] += after - before;
+    last_time[thread] = after;
+#else
     team().barrier();
-    if (thread == 0) team().next = 0;
-    for (int64_t t = begin; t < end; ++t) place(layer, cache, t);
-    team().barrier();
-    attend_all(layer, cache);
-    team().barrier();
-    for (int64_t t = begin; t < end; ++t)
-      quantize_row(attended + t * m.num_heads * H, 1.f, nullptr, m.num_heads * H, layer.o.bits, mixed, t);
-    team().barrier();
-    add_product(layer.o, mixed, thread, n);
-    team().barrier();
-    const Rows again = w.normed.get(T, layer.gate_up), gated = w.gated.get(T, layer.down);
-    for (int64_t t = begin; t < end; ++t)
-      quantize_row(x + t * D, inverse_rms(x + t * D, D, m.norm_eps), layer.mlp_norm, D, layer.gate_up.bits, again, t);
-    team().barrier();
-    gate(layer, again, gated, thread, n);
-    team().barrier();
-    add_product(layer.down, gated, thread, n);
-    team().barrier();
+#endif
   }
 
-  void product(const Matrix& matrix, const Rows& rows, int64_t num_rows, int thread, int n, float* out) {
-    const int64_t blocks = matrix.num_outs / BLOCK;
-    each_tile(share(blocks, thread, n), share(blocks, thread + 1, n), num_rows, [&](int64_t block, RowTile tile) {
+  // Tokens [begin, end) are this thread's where a phase goes token by token: all of them when they are few.
+  void layer(int64_t l, int thread, int n, int64_t begin, int64_t end) {
+    const Layer& layer = m.layers[l];
+    Counter* next = counters + l * NUM_PHASES;
+    const int64_t T = s.num_tokens, D = m.hidden_size, H = m.head_dim, which = l * NUM_PRODUCTS;
+    const Cache cache{layer.cache, m.num_kv_heads, H};
+    const int owner = is_small ? thread : 0;
+    const Rows normed = w.normed[owner].get(0, layer.qkv), mixed = w.mixed[owner].get(0, layer.o);
+    for (int64_t t = begin; t < end; ++t) {
+      const float inverse = inverse_rms(x + t * D, D, m.norm_eps);
+      quantize_row(x + t * D, inverse, layer.attention_norm, D, layer.qkv.bits, normed, t);
+      keep_wide(t, inverse, layer.attention_norm);
+      if (!is_small && s.positions[t] % TILE == 0)
+        for (int64_t h = 0; h < m.num_kv_heads; ++h) cache.clear_values(tile_of(t), h);
+    }
+    if (!is_small) meet(thread, AT_NORM);
+    if (s.adapters) {
+      shrink(which + QKV, wide, widest, D, thread, n);
+      team().barrier();
+    }
+    product(layer.qkv, normed, T, next[AT_QKV], n, qkv, which + QKV);
+    meet(thread, AT_QKV);
+    if (is_small) {
+      for (int64_t h = share(m.num_kv_heads, thread, n); h < share(m.num_kv_heads, thread + 1, n); ++h) {
+        for (int64_t t = 0; t < T; ++t) {
+          if (s.positions[t] % TILE == 0) cache.clear_values(tile_of(t), h);
+          place(layer, cache, t, h);
+        }
+        attend_part(layer, cache, h, 0, T);
+      }
+    } else {
+      for (int64_t t = begin; t < end; ++t)
+        for (int64_t h = 0; h < m.num_kv_heads; ++h) place(layer, cache, t, h);
+      meet(thread, AT_PLACE);
+      attend_all(layer, cache, next[AT_ATTEND]);
+    }
+    meet(thread, AT_ATTEND);
+    for (int64_t t = begin; t < end; ++t)
+      quantize_row(attended + t * m.num_heads * H, 1.f, nullptr, m.num_heads * H, layer.o.bits, mixed, t);
+    if (s.adapters) shrink(which + O, attended, m.num_heads * H, m.num_heads * H, thread, n);
+    if (!is_small) meet(thread, AT_MIX);
+    add_product(layer.o, mixed, next[AT_OUT], n, which + O);
+    meet(thread, AT_OUT);
+    const Rows again = w.normed[owner].get(0, layer.gate_up), gated = w.gated.get(0, layer.down);
+    for (int64_t t = begin; t < end; ++t) {
+      const float inverse = inverse_rms(x + t * D, D, m.norm_eps);
+      quantize_row(x + t * D, inverse, layer.mlp_norm, D, layer.gate_up.bits, again, t);
+      keep_wide(t, inverse, layer.mlp_norm);
+    }
+    if (!is_small) meet(thread, AT_MLP_NORM);
+    if (s.adapters) {
+      shrink(which + GATE_UP, wide, widest, D, thread, n);
+      team().barrier();
+    }
+    gate(layer, again, gated, next[AT_GATE], n, which + GATE_UP);
+    meet(thread, AT_GATE);
+    if (s.adapters) {
+      shrink(which + DOWN, wide, widest, layer.down.num_ins, thread, n);
+      team().barrier();
+    }
+    add_product(layer.down, gated, next[AT_DOWN], n, which + DOWN);
+    meet(thread, AT_DOWN);
+  }
+
+  // Visit all blocks with all rows, together with the other threads.
+  template <class Visit>
+  void each_block(int64_t num_blocks, int64_t num_rows, Counter& next, int n, Visit visit) {
+    int64_t begin, end;
+    while (next.take(num_blocks, n, &begin, &end)) each_tile(begin, end, num_rows, visit);
+  }
+
+  void product(const Matrix& matrix, const Rows& rows, int64_t num_rows, Counter& next, int n, float* out, int64_t which = NONE) {
+    each_block(matrix.num_outs / BLOCK, num_rows, next, n, [&](int64_t block, RowTile tile) {
       float y[MAX_ROWS * BLOCK];
       multiply_block(matrix, block, rows, tile, y);
+      expand(which, block, tile, y);
       for (int r = 0; r < tile.count; ++r) std::memcpy(out + (tile.first + r) * matrix.num_outs + block * BLOCK, y + r * BLOCK, sizeof(float) * BLOCK);
     });
   }
 
-  void add_product(const Matrix& matrix, const Rows& rows, int thread, int n) {
-    const int64_t blocks = matrix.num_outs / BLOCK, D = m.hidden_size;
-    each_tile(share(blocks, thread, n), share(blocks, thread + 1, n), s.num_tokens, [&](int64_t block, RowTile tile) {
+  void add_product(const Matrix& matrix, const Rows& rows, Counter& next, int n, int64_t which) {
+    const int64_t D = m.hidden_size;
+    each_block(matrix.num_outs / BLOCK, s.num_tokens, next, n, [&](int64_t block, RowTile tile) {
       float y[MAX_ROWS * BLOCK];
       multiply_block(matrix, block, rows, tile, y);
+      expand(which, block, tile, y);
       for (int r = 0; r < tile.count; ++r)
         for (int i = 0; i < BLOCK; ++i) x[(tile.first + r) * D + block * BLOCK + i] += y[r * BLOCK + i];
     });
   }
 
   // A block of the hidden layer is a group of the next product: it is quantized where it is made.
-  void gate(const Layer& layer, const Rows& rows, const Rows& out, int thread, int n) {
-    const int64_t blocks = layer.down.num_ins / BLOCK, F = layer.down.num_ins;
-    each_tile(share(blocks, thread, n), share(blocks, thread + 1, n), s.num_tokens, [&](int64_t block, RowTile tile) {
+  void gate(const Layer& layer, const Rows& rows, const Rows& out, Counter& next, int n, int64_t which) {
+    const int64_t F = layer.down.num_ins;
+    each_block(F / BLOCK, s.num_tokens, next, n, [&](int64_t block, RowTile tile) {
       float g[MAX_ROWS * BLOCK], u[MAX_ROWS * BLOCK];
       multiply_block(layer.gate_up, block * 2, rows, tile, g);
       multiply_block(layer.gate_up, block * 2 + 1, rows, tile, u);
+      expand(which, block * 2, tile, g);
+      expand(which, block * 2 + 1, tile, u);
       for (int r = 0; r < tile.count; ++r) {
         float* y = g + r * BLOCK;
         for (int i = 0; i < BLOCK; i += LANES)
           _mm512_storeu_ps(y + i, _mm512_mul_ps(silu(_mm512_loadu_ps(y + i)), _mm512_loadu_ps(u + r * BLOCK + i)));
         const int64_t row = tile.first + r, at = row * (F / GROUP) + block;
+        if (is_adapted(row)) std::memcpy(wide + row * widest + block * BLOCK, y, sizeof(float) * BLOCK);
         if (layer.down.bits == 16) {
           for (int i = 0; i < BLOCK; i += LANES)
             _mm256_storeu_si256((__m256i*)(out.halves + row * F + block * BLOCK + i), narrow(_mm512_loadu_ps(y + i)));
@@ -205,48 +376,58 @@ class Run {
     });
   }
 
-  void place(const Layer& layer, const Cache& cache, int64_t t) {
-    const int64_t H = m.head_dim, N = m.num_heads, K = m.num_kv_heads, position = s.positions[t];
+  // Turn the queries, keys and values of one token and key head, and store the last two.
+  void place(const Layer& layer, const Cache& cache, int64_t t, int64_t h) {
+    const int64_t H = m.head_dim, N = m.num_heads, K = m.num_kv_heads, G = N / K, position = s.positions[t];
     const float *row = qkv + t * (N + 2 * K) * H, *cos = m.cos + position * (H / 2), *sin = m.sin + position * (H / 2);
     uint16_t k[512], v[512];
-    for (int64_t h = 0; h < N; ++h)
-      turn_head(row + h * H, layer.q_norm, m.norm_eps, cos, sin, H, m.scale * LOG2_E, queries + (t * N + h) * H);
-    for (int64_t h = 0; h < K; ++h) {
-      turn_head(row + (N + h) * H, layer.k_norm, m.norm_eps, cos, sin, H, 1.f, k);
-      for (int64_t d = 0; d < H; d += LANES)
-        _mm256_storeu_si256((__m256i*)(v + d), narrow(_mm512_loadu_ps(row + (N + K + h) * H + d)));
-      cache.store(tile_of(t), h, position % TILE, k, v);
+    for (int64_t i = h * G; i < (h + 1) * G; ++i)
+      turn_head(row + i * H, layer.q_norm, m.norm_eps, cos, sin, H, m.scale * LOG2_E, queries + (t * N + i) * H);
+    turn_head(row + (N + h) * H, layer.k_norm, m.norm_eps, cos, sin, H, 1.f, k);
+    for (int64_t d = 0; d < H; d += LANES)
+      _mm256_storeu_si256((__m256i*)(v + d), narrow(_mm512_loadu_ps(row + (N + K + h) * H + d)));
+    cache.store(tile_of(t), h, position % TILE, k, v);
+  }
+
+  void attend_all(const Layer& layer, const Cache& cache, Counter& next) {
+    const int64_t K = m.num_kv_heads, G = m.num_heads / K;
+    const int64_t tokens = 64 / G > 0 ? 64 / G : 1, num_items = (s.num_tokens + tokens - 1) / tokens * K;
+    for (int64_t item; (item = next.next.fetch_add(1)) < num_items;) {
+      const int64_t begin = item / K * tokens;
+      attend_part(layer, cache, item % K, begin, std::min(begin + tokens, s.num_tokens));
     }
   }
 
-  void attend_all(const Layer& layer, const Cache& cache) {
-    const int64_t H = m.head_dim, N = m.num_heads, K = m.num_kv_heads, G = N / K;
-    const int64_t tokens = 64 / G > 0 ? 64 / G : 1, num_items = (s.num_tokens + tokens - 1) / tokens * K;
-    std::vector<Row> rows;
-    for (int64_t item; (item = team().next.fetch_add(1)) < num_items;) {
-      const int64_t head = item % K, begin = item / K * tokens, end = std::min(begin + tokens, s.num_tokens);
-      rows.clear();
-      for (int64_t at = begin; at < end; ++at) {
-        const int64_t t = s.order[at], position = s.positions[t];
-        const int64_t lowest = layer.window && position >= layer.window ? position - layer.window + 1 : 0;
-        for (int64_t g = 0; g < G; ++g) {
-          const int64_t place = (t * N + head * G + g) * H;
-          rows.push_back({queries + place, s.tiles + s.starts[t], position, lowest, 0.f, 0.f, attended + place});
-        }
+  // Attend for one key head and the tokens [begin, end) of the order.
+  void attend_part(const Layer& layer, const Cache& cache, int64_t head, int64_t begin, int64_t end) {
+    thread_local std::vector<Row> rows;
+    const int64_t H = m.head_dim, N = m.num_heads, G = N / m.num_kv_heads;
+    rows.clear();
+    for (int64_t at = begin; at < end; ++at) {
+      const int64_t t = s.order[at], position = s.positions[t];
+      const int64_t lowest = layer.window && position >= layer.window ? position - layer.window + 1 : 0;
+      for (int64_t g = 0; g < G; ++g) {
+        const int64_t place = (t * N + head * G + g) * H;
+        rows.push_back({queries + place, s.tiles + s.starts[t], position, lowest, 0.f, 0.f, attended + place});
       }
-      attend(rows.data(), int(rows.size()), cache, head);
     }
+    attend(rows.data(), int(rows.size()), cache, head);
   }
 
   void logits(int thread, int n) {
     const int64_t D = m.hidden_size;
-    const Rows rows = w.normed.get(s.num_rows, m.head);
-    for (int64_t r = share(s.num_rows, thread, n); r < share(s.num_rows, thread + 1, n); ++r) {
+    const Rows rows = w.normed[has_few_rows ? thread : 0].get(0, m.head);
+    const int64_t begin = has_few_rows ? 0 : share(s.num_rows, thread, n);
+    const int64_t end = has_few_rows ? s.num_rows : share(s.num_rows, thread + 1, n);
+    for (int64_t r = begin; r < end; ++r) {
       const float* row = x + s.rows[r] * D;
       quantize_row(row, inverse_rms(row, D, m.norm_eps), m.norm, D, m.head.bits, rows, r);
     }
-    team().barrier();
-    product(m.head, rows, s.num_rows, thread, n, s.logits);
+    if (!has_few_rows) meet(thread, AT_NORM);
+    product(m.head, rows, s.num_rows, counters[m.num_layers * NUM_PHASES], n, s.logits);
+#ifdef MW_TIMES
+    meet(thread, AT_HEAD);
+#endif
   }
 };
 
@@ -329,7 +510,8 @@ void mw_round(const uint16_t* weight, int64_t bits, int64_t num_outs, int64_t nu
 // y (rows, num_outs) = x (rows, num_ins) times a packed matrix.
 void mw_linear(const Matrix* matrix, const float* x, int64_t num_rows, float* y, int64_t num_threads) {
   static Workspace space;
-  const Rows rows = space.normed.get(num_rows, *matrix);
+  if (space.normed.empty()) space.normed.resize(1);
+  const Rows rows = space.normed[0].get(num_rows, *matrix);
   team().run(int(num_threads), [&](int thread) {
     const int n = int(num_threads);
     for (int64_t r = share(num_rows, thread, n); r < share(num_rows, thread + 1, n); ++r)
@@ -349,5 +531,14 @@ void mw_step(const Model* model, const Step* step) {
   Run run(*model, *step, space);
   team().run(int(step->num_threads), [&](int thread) { run.work(thread); });
 }
+
+#ifdef MW_TIMES
+// Copy and clear what each phase took: (threads, phases, 2) ticks. Return the number of phases.
+int64_t mw_take_times(uint64_t* out, int64_t num_threads) {
+  std::memcpy(out, phase_times, num_threads * sizeof(phase_times[0]));
+  std::memset(phase_times, 0, sizeof(phase_times));
+  return NUM_PHASES;
+}
+#endif
 
 }  // extern "C"
