@@ -88,6 +88,12 @@ def read_folder(folder: Path, *, is_kept: bool = False) -> Iterator[tuple[Path, 
                 )
 
 
+def folder_names(folder: Path) -> list[str]:
+    """Return the published names of everything in a model folder, without reading a number."""
+    shards = [file for file in find_shards(folder) if file.suffix != pickled.SUFFIX]
+    return [name for file in shards for name in read_header(file)]
+
+
 def read_header(file: Path) -> dict[str, Entry]:
     """Return where each tensor of a safetensors file stands, without reading a number.
 

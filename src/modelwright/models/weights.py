@@ -22,7 +22,8 @@ from modelwright.models.layout import from_published as from_published
 from modelwright.models.layout import pack
 from modelwright.models.layout import to_published as to_published
 from modelwright.models.pickled import is_pickled
-from modelwright.models.tensor_file import read_folder, write_folder
+from modelwright.models.quantized_files import reader_of
+from modelwright.models.tensor_file import folder_names, read_folder, write_folder
 
 GENERATION = "generation_config.json"
 MAX_SHARD_BYTES = 5_000_000_000
@@ -59,7 +60,12 @@ def load_model(
             raise CheckpointError(f"{folder} is a file; another task is asked of a folder. Convert it with mw convert.")
         return _find_reader(folder)(folder, dtype=dtype, device=device)
     tensors = ((name, tensor) for _, name, tensor in read_folder(folder, is_kept=dtype is None and place.type == "cpu"))
-    model = assemble(folder, read_config(folder), tensors, dtype=dtype, device=place, task=task, num_labels=num_labels)
+    values = read_config(folder)
+    quantized = reader_of(folder, values)
+    if quantized is not None:
+        values = quantized.config_values(values, folder_names(folder))
+        tensors = quantized.turn(tensors)
+    model = assemble(folder, values, tensors, dtype=dtype, device=place, task=task, num_labels=num_labels)
     generation = folder / GENERATION
     if generation.is_file():
         try:
