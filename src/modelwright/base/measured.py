@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from modelwright.base.device import describe_machine
+from modelwright.base.env import data_folder
 from modelwright.base.files import write_json
 
 
@@ -52,6 +53,17 @@ def _commit() -> str | None:
 
 
 def _relative(arguments: Sequence[str]) -> list[str]:
-    """Return a command's words with paths below the working directory made relative to it."""
-    root = str(Path.cwd()) + "/"
-    return [word.replace(root, "") for word in arguments]
+    """Return a command's words as another machine could say them.
+
+    Paths below the working directory are made relative to it, those in the data folder begin with its variable, and of
+    any other absolute path the last name is kept.
+    """
+    root, data = str(Path.cwd()) + "/", data_folder()
+    words = []
+    for word in arguments:
+        word = word.replace(root, "")
+        if data is not None:
+            word = word.replace(str(data), "$MODELWRIGHT_DATA")
+        name, sign, value = word.rpartition("=")
+        words.append(name + sign + (Path(value).name if value.startswith("/") else value))
+    return words
