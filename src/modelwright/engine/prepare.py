@@ -25,6 +25,7 @@ from modelwright.base.logs import get_logger
 from modelwright.engine.native import NativeRunner, is_low_bit, refusal
 from modelwright.engine.runner import Runner, refuse_unpaged
 from modelwright.models.decoder import Decoder
+from modelwright.models.gguf import read_gguf
 from modelwright.models.weights import load_model
 from modelwright.nn.kernels import build
 from modelwright.nn.kernels.packed import round_linear
@@ -58,7 +59,10 @@ def prepare_model(
         device = pick_device(device_name)
         if dtype is None:
             dtype = torch.bfloat16 if has_fast_bf16(device) else torch.float32
-        model = load_model(Path(model), dtype=dtype, device=device)
+        if Path(model).suffix == ".gguf":  # Q4_0 and Q8_0 stay in their bits
+            model = read_gguf(Path(model), dtype=dtype, device=device, is_packed=True)
+        else:
+            model = load_model(Path(model), dtype=dtype, device=device)
     if not isinstance(model, Decoder):
         raise ConfigError(
             f"The model is a {type(model).__name__}, which does not write text; "

@@ -19,7 +19,7 @@ from modelwright.base.errors import CheckpointError, ConfigError
 from modelwright.base.gguf_file import BLOCK_TYPES, TYPE_NUMBERS, GgufFile, NewTensor, write_container
 from modelwright.base.logs import get_logger
 from modelwright.base.progress import bar
-from modelwright.models import gguf_types, layout
+from modelwright.models import gguf_packed, gguf_types, layout
 from modelwright.models.assemble import assemble
 from modelwright.models.gguf_names import (
     KEPT_WIDE,
@@ -46,7 +46,11 @@ logger = get_logger(__name__)
 
 
 def read_gguf(
-    path: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device | None = None
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    is_packed: bool = False,
 ) -> nn.Module:
     """Load a model from a GGUF file, in evaluation mode.
 
@@ -54,6 +58,7 @@ def read_gguf(
         path: The file.
         dtype: Of the weights; None: that of most matrices, float32 where they are stored in blocks.
         device: Where the weights go; None: the CPU.
+        is_packed: Keep matrices of Q4_0 or Q8_0 in their bits (the Llama family); otherwise all are multiplied out.
 
     Raises:
         CheckpointError: The file is damaged, of a family or number format that is not read here, or a tensor or
@@ -84,8 +89,14 @@ def read_gguf(
     except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     wanted = dtype or _usual_dtype(file)
+    kept = gguf_packed.kept_type(file, name) if is_packed else None
+    if kept is not None:
+        dense = [t for t in file.tensors if not gguf_packed.is_kept(file, t, kept)]
+        published = [layout.translate(t.rpartition(".")[0], TENSOR_NAMES[name]) or t for t in dense]
+        has_head = gguf_packed.is_kept(file, "output.weight", kept) if "output.weight" in file.tensors else False
+        values = gguf_packed.packed_config(values, kept, published if has_head else [*published, "lm_head"])
     with bar("gguf", len(file.tensors)) as shown:
-        tensors = _published_tensors(file, name, values, wanted, shown.advance)
+        tensors = _published_tensors(file, name, values, wanted, shown.advance, kept)
         return assemble(Path(path), values, tensors, dtype=wanted, device=device)
 
 
@@ -105,7 +116,12 @@ def _unpack(file: GgufFile, name: str, dtype: torch.dtype) -> Tensor:
 
 
 def _published_tensors(
-    file: GgufFile, name: str, values: Mapping[str, Any], dtype: torch.dtype, advance: Callable[[], None]
+    file: GgufFile,
+    name: str,
+    values: Mapping[str, Any],
+    dtype: torch.dtype,
+    advance: Callable[[], None],
+    kept: str | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     for tensor in file.tensors:
         advance()
@@ -115,6 +131,12 @@ def _published_tensors(
         published = layout.translate(path, TENSOR_NAMES[name])
         if published is None:
             yield tensor, torch.empty(0)  # reported with the others that have no place
+            continue
+        if kept is not None and gguf_packed.is_kept(file, tensor, kept):
+            parts = gguf_packed.split_blocks(file.raw(tensor), kept, tuple(file.tensors[tensor].shape))
+            q, scale = (_turn_back(name, path, leaf, part, values) for part in parts)  # rows alone are reordered
+            for end, part in gguf_packed.packed_tensors(q, scale, kept, dtype).items():
+                yield f"{published}.{end}", part
             continue
         is_norm = path.endswith("norm")
         turned = _turn_back(name, path, leaf, _unpack(file, tensor, torch.float32 if is_norm else dtype), values)

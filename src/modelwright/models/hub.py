@@ -35,7 +35,7 @@ WEIGHT_SUFFIXES = (".safetensors", ".gguf")
 
 
 def fetch(name_or_dir: str | Path, *, revision: str | None = None) -> Path:
-    """Return the folder of a model: ``name_or_dir`` itself if it is a folder, else the hub's copy of that id.
+    """Return the folder of a model: ``name_or_dir`` itself if it is one or a GGUF file, else the hub's copy of that id.
 
     Args:
         name_or_dir: A folder, or a hub id such as ``sentence-transformers/all-MiniLM-L6-v2``.
@@ -45,7 +45,7 @@ def fetch(name_or_dir: str | Path, *, revision: str | None = None) -> Path:
         CheckpointError: Neither a folder here nor an id that the hub could be asked for.
     """
     folder = Path(name_or_dir).expanduser()
-    if folder.is_dir():
+    if folder.is_dir() or (folder.is_file() and folder.suffix == ".gguf"):
         return folder
     name = str(name_or_dir)
     if folder.exists():
