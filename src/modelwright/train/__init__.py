@@ -25,3 +25,10 @@ CHECKS = {
     "pieces": "modelwright.train.selfcheck:check_pieces",
     "compiling": "modelwright.train.selfcheck:check_compiling",
 }
+
+# Services that a run's figures can go to (`tracking.to`).
+TRACKERS = {
+    "mlflow": "modelwright.train.tracking:MlflowSink",
+    "wandb": "modelwright.train.tracking:WandbSink",
+    "tensorboard": "modelwright.train.tracking:TensorBoardSink",
+}
