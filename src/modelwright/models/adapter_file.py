@@ -6,7 +6,7 @@ Source: https://huggingface.co/docs/peft/developer_guides/checkpoint.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,11 @@ from modelwright.nn.linear import linears
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
-PARTS = {"lora_A": "lora_a", "lora_B": "lora_b"}
+PARTS = {"lora_A.weight": "lora_a", "lora_B.weight": "lora_b"}
+# What training reads beside these: DoRA's lengths, and changes of an embedding.
+MORE_PARTS = {"lora_magnitude_vector": "magnitude", "lora_embedding_A": "lora_a", "lora_embedding_B": "lora_b"}
+# First values that leave the base as it is, or (pissa) that are made again by training.
+_INITS = (None, True, False, "gaussian", "eva", "orthogonal", "pissa")
 # Fields that change what is computed, with the values that mean "off".
 _MUST_BE_OFF: dict[str, tuple[Any, ...]] = {
     "use_dora": (None, False),
@@ -38,8 +42,12 @@ _MUST_BE_OFF: dict[str, tuple[Any, ...]] = {
 }
 
 
-def read_adapter_config(folder: Path) -> dict[str, Any]:
+def read_adapter_config(folder: Path, kinds: Sequence[str] = ("LORA",), allowed: Sequence[str] = ()) -> dict[str, Any]:
     """Return ``adapter_config.json``.
+
+    Args:
+        kinds: Values of ``peft_type`` that the caller computes.
+        allowed: Of the fields that must be off, those that the caller computes, and values of ``init_lora_weights``.
 
     Raises:
         CheckpointError: It is missing or damaged, or describes an adapter that is not computed here.
@@ -48,11 +56,18 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         config = read_json(folder / CONFIG)
     except (DataError, OSError) as error:
         raise CheckpointError(f"{folder} is not a readable adapter folder: {error}") from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+    if not isinstance(config, dict) or config.get("peft_type") not in kinds:
         kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
-        raise CheckpointError(f"{folder / CONFIG}: peft_type is {kind!r}; only 'LORA' adapters are loaded here.")
+        only = "only 'LORA' adapters are loaded here" if list(kinds) == ["LORA"] else f"known: {', '.join(kinds)}"
+        raise CheckpointError(f"{folder / CONFIG}: peft_type is {kind!r}; {only}.")
+    first = config.get("init_lora_weights") if config["peft_type"] == "LORA" else None
+    if first not in _INITS or (first == "pissa" and "pissa" not in allowed):
+        raise CheckpointError(
+            f"{folder / CONFIG}: init_lora_weights is {first!r}, which changed the base as well. "
+            "Merge the adapter with PEFT and load the merged model."
+        )
     for name, off in _MUST_BE_OFF.items():
-        if config.get(name) not in off:
+        if config.get(name) not in off and name not in allowed:
             raise CheckpointError(
                 f"{folder / CONFIG}: {name} is {config[name]!r}, which is not computed here. "
                 "Merge the adapter with PEFT and load the merged model."
@@ -60,19 +75,26 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def read_adapter_parts(model: nn.Module, folder: Path) -> dict[str, dict[str, Tensor]]:
+def read_adapter_parts(
+    model: nn.Module, folder: Path, places: Mapping[str, nn.Module] | None = None
+) -> dict[str, dict[str, Tensor]]:
     """Return for each layer, by our name and in the model's order, its tensors ``lora_a`` and ``lora_b``.
+
+    Args:
+        places: Layers by name that may have them, and may have `MORE_PARTS`; None: linear layers with plain LoRA.
 
     Raises:
         CheckpointError: The file is missing or damaged, or a tensor is of another model; the message names it.
     """
     path = folder / WEIGHTS
-    found = dict(linears(model))
+    found = dict(linears(model)) if places is None else places
+    known = PARTS if places is None else {**PARTS, **MORE_PARTS}
+    pattern = rf"(.+)\.({'|'.join(map(re.escape, known))})"
     parts: dict[str, dict[str, Tensor]] = {}
     try:
         with safe_open(path, framework="pt", device="cpu") as handle:
             for key in handle.keys():
-                match = re.fullmatch(r"(.+)\.(lora_A|lora_B)\.weight", key.removeprefix(PREFIX))
+                match = re.fullmatch(pattern, key.removeprefix(PREFIX))
                 if match is None:
                     _check_is_base(model, path, key, handle.get_tensor(key))
                     continue
@@ -82,7 +104,7 @@ def read_adapter_parts(model: nn.Module, folder: Path) -> dict[str, dict[str, Te
                         f"{path}: {key} belongs to no linear layer of this {type(model).__name__}. "
                         "The adapter was made for another model."
                     )
-                parts.setdefault(name, {})[PARTS[match[2]]] = handle.get_tensor(key)
+                parts.setdefault(name, {})[known[match[2]]] = handle.get_tensor(key)
     except FileNotFoundError:
         pickled = (
             " Pickled weights (adapter_model.bin) are not opened: they can run code." if _has_pickle(folder) else ""

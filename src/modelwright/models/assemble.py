@@ -19,7 +19,7 @@ from modelwright.base.registry import lookup
 from modelwright.models import FAMILIES
 from modelwright.models.layout import from_published, is_ignored, tied_names, to_published, unpack
 from modelwright.models.task import ask_for, begin_head, is_replaceable
-from modelwright.nn import lowbit
+from modelwright.nn import lowbit, nf4
 
 CONFIG = "config.json"
 
@@ -66,7 +66,8 @@ def assemble(
                 continue
             if name in found:
                 raise CheckpointError(f"{source}: {published} gives {name} a second time. Keep one of the two.")
-            found[name] = tensor.to(device=place, dtype=dtype if tensor.is_floating_point() else None)
+            is_cast = tensor.is_floating_point() and ".weight." not in name  # scales of 4-bit weights stay float32
+            found[name] = tensor.to(device=place, dtype=dtype if is_cast else None)
     _check_ties(model, source, found)
     _leave_out_optional(model, found)
     if is_asked:
@@ -96,7 +97,8 @@ def _unpack(
 
 
 def _fits(name: str, tensor: Tensor, expected: dict[str, Tensor]) -> bool:
-    return name not in expected or tensor.shape == expected[name].shape
+    # The description of a 4-bit weight is a text of its own length.
+    return name not in expected or tensor.shape == expected[name].shape or name.endswith(nf4.STATE)
 
 
 class _NoDraws(TorchFunctionMode):
@@ -169,6 +171,11 @@ def find_class(values: Mapping[str, Any]) -> Any:
 
 def _make_low_bit(model: nn.Module, quantization: dict[str, Any]) -> None:
     """Put low-bit layers where the config says the weights are quantized; it names layers by published names."""
+    if quantization.get("quant_method") == "bitsandbytes":
+        skipped = [_translate_layer(model, name) for name in quantization.get("llm_int8_skip_modules") or ["lm_head"]]
+        nf4.swap_for_nf4(model, {**quantization, "llm_int8_skip_modules": skipped})
+        model.quantization_config = quantization  # type: ignore[assignment]
+        return
     ignored = [_translate_layer(model, name) for name in quantization.get("ignore") or []]
     lowbit.swap_linears(model, {**quantization, "ignore": ignored})
     model.quantization_config = quantization  # type: ignore[assignment]

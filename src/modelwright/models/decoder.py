@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from modelwright.base.errors import RequestError
 from modelwright.nn.attention import padding_mask
 from modelwright.nn.decode_state import KVState
+from modelwright.nn.virtual_tokens import SoftPrompt, begin_state
 
 
 class CausalOutput(NamedTuple):
@@ -59,6 +60,7 @@ class Decoder(nn.Module):
 
     config_class: ClassVar[type[Any]]
     published_names: ClassVar[dict[str, str]]
+    reads_virtual_tokens: ClassVar[bool] = True
 
     def __init__(self, config: Any, blocks: list[nn.Module], norm: nn.Module, lm_head: nn.Linear | None = None):
         super().__init__()
@@ -67,6 +69,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(blocks)
         self.norm = norm
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False) if lm_head is None else lm_head
+        self.virtual: nn.Module | None = None  # trained tokens before the text (`modelwright.nn.virtual_tokens`)
 
     def positional(self, x: Tensor, positions: Tensor | None, state: Any) -> Any:
         """Return what each block needs to know of the positions, for instance cos and sin of a rotation.
@@ -122,13 +125,20 @@ class Decoder(nn.Module):
             )
         if state is not None and (positions is None or mask is not None):
             raise RequestError("With a decode state, give positions and no mask: the state knows what may be seen.")
+        num_virtual = 0
+        if self.virtual is not None and state is None:  # a decode state has seen them (`begin_state`)
+            positions = self.virtual.shifted(input_ids, positions, self.config.max_seq_len)  # type: ignore[operator]
         x = self.embed_tokens(input_ids, positions) if embedded is None else embedded  # (B, T, D)
+        if isinstance(self.virtual, SoftPrompt) and state is None:
+            assert positions is not None
+            num_virtual = self.virtual.num_tokens
+            x, positions, mask = self.virtual.prepend(x, positions, mask)  # (B, N + T, D)
         places = self.positional(x, positions, state)
         for layer in self.layers:
             x = layer(x, places, mask, state)
         if state is not None:
             state.advance(length)
-        return self.norm(x)
+        return self.norm(x[:, num_virtual:])
 
     def forward(
         self,
@@ -160,8 +170,10 @@ class Decoder(nn.Module):
 
     def new_state(self, batch_size: int, max_seq_len: int | None = None, dtype: torch.dtype | None = None) -> KVState:
         """Return an empty dense `KVState`; the model is called with it step by step."""
-        longest = max_seq_len or self.config.max_seq_len
-        return KVState(batch_size=batch_size, max_seq_len=longest, dtype=dtype)
+        longest = (max_seq_len or self.config.max_seq_len) + getattr(self.virtual, "num_tokens", 0)
+        state = KVState(batch_size=batch_size, max_seq_len=longest, dtype=dtype)
+        begin_state(self, state)
+        return state
 
     def cache_layout(self) -> list[LayerCache]:
         """Return what each layer remembers of a sequence."""

@@ -68,7 +68,7 @@ def to_published(model: nn.Module, name: str) -> str:
         CheckpointError: It has none, for instance because an adapter wraps its layer.
     """
     names: Mapping[str, str] = model.published_names  # type: ignore[assignment]
-    path, _, leaf = name.rpartition(".")
+    path, leaf = _split(name)
     alone = translate(name, names)
     published = translate(path, names)
     if alone is None and published is None:
@@ -91,7 +91,7 @@ def from_published(model: nn.Module, published: str) -> str | None:
     alone = translate(bare, back)
     if alone is not None:
         return alone
-    path, _, leaf = bare.rpartition(".")
+    path, leaf = _split(bare)
     ours = translate(path, back)
     return None if ours is None else f"{ours}.{OLD_LEAVES.get(leaf, leaf)}"
 
@@ -189,6 +189,19 @@ def translate(path: str, table: Mapping[str, str]) -> str | None:
                     target = target.replace("*", parts[i], 1)
                 return target
     return None
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Return the module and the leaf of a parameter's name; what describes a 4-bit weight stands below it.
+
+    >>> _split("a.q.weight"), _split("a.q.weight.absmax")
+    (('a.q', 'weight'), ('a.q', 'weight.absmax'))
+    """
+    path, mark, below = name.partition(".weight.")
+    if mark:
+        return path, f"weight.{below}"
+    path, _, leaf = name.rpartition(".")
+    return path, leaf
 
 
 def _bare(model: Any, published: str) -> str:

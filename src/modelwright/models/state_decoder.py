@@ -24,6 +24,7 @@ NO_LIMIT = 1 << 31  # a recurrent state is of one size, whatever the length
 class StateDecoder(Decoder):
     """A `Decoder` with recurrent layers; its blocks get a `Segments`, or what `places` makes of it."""
 
+    reads_virtual_tokens: ClassVar[bool] = False
     has_attention: ClassVar[bool] = False  # whether some layers are attention, which needs masks and has a reach
 
     def places(self, x: Tensor, positions: Tensor | None, segments: Segments) -> Any:

@@ -16,3 +16,13 @@ RECURRENT_CELLS = {
     "lstm": "modelwright.nn.recurrent:LSTM",
     "gru": "modelwright.nn.recurrent:GRU",
 }
+
+# Parameter-efficient fine-tuning: the settings of each method; `modelwright.nn.adapters.attach_adapter` applies them.
+ADAPTERS = {
+    "lora": "modelwright.nn.lora:LoraConfig",
+    "adalora": "modelwright.nn.adalora:AdaLoraConfig",
+    "ia3": "modelwright.nn.ia3:IA3Config",
+    "bottleneck": "modelwright.nn.bottleneck:BottleneckConfig",
+    "prefix": "modelwright.nn.virtual_tokens:PrefixConfig",
+    "prompt": "modelwright.nn.virtual_tokens:PromptConfig",
+}

@@ -370,6 +370,9 @@ class Attention(nn.Module):
         self.q_norm = options.qk_norm(head_dim) if options.qk_norm is not None else None
         self.k_norm = options.qk_norm(head_dim) if options.qk_norm is not None else None
         self.sinks = nn.Parameter(torch.zeros(num_heads)) if options.has_sinks else None
+        # Trained keys and values before the text (`modelwright.nn.virtual_tokens`): a call that the model sets, not a
+        # part of this layer.
+        self.extend: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None
 
     @property
     def rule(self) -> AttentionRule:
@@ -414,6 +417,9 @@ class Attention(nn.Module):
             q, k = rotate(q, rope), rotate(k, rope)
         if state is not None:
             out = state.attend(self.layer_index, q, k, v, self.scale, bias=bias, rule=self.rule)
+        elif self.extend is not None:
+            k, v, mask = self.extend(self.layer_index, k, v, mask, is_causal)
+            out = attend(q, k, v, scale=self.scale, mask=mask, rule=self.rule)
         else:
             out = attend(q, k, v, scale=self.scale, mask=mask, is_causal=is_causal, bias=bias, rule=self.rule)
         return self.o(out.flatten(2))

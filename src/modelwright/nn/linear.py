@@ -4,6 +4,7 @@ A layer counts as linear when it has ``in_features`` and ``out_features``. Low-r
 put in place through these few functions, so that both follow the same rules for names and tied weights.
 """
 
+import difflib
 from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
@@ -34,18 +35,42 @@ def select_linears(model: nn.Module, targets: Sequence[str]) -> dict[str, nn.Mod
     Raises:
         ConfigError: A target matches nothing, or matches a tied layer; the message lists what exists.
     """
+    return _select(model, targets, dict(linears(model)))
+
+
+def select_layers(model: nn.Module, targets: Sequence[str]) -> dict[str, nn.Module]:
+    """Return what `select_linears` returns, and embeddings that are named: a change beside one ties nothing.
+
+    Raises:
+        ConfigError: Those of `select_linears`.
+    """
     found = dict(linears(model))
+    if list(targets) != [ALL_LINEAR]:
+        wanted = {n: m for n, m in model.named_modules() if isinstance(m, nn.Embedding)}
+        order = [name for name, _ in model.named_modules()]
+        found = dict(sorted({**wanted, **found}.items(), key=lambda item: order.index(item[0])))
+    return _select(model, targets, found)
+
+
+def _select(model: nn.Module, targets: Sequence[str], found: dict[str, nn.Module]) -> dict[str, nn.Module]:
     tied = shared_parameters(model)
-    is_tied = {name: any(id(p) in tied for p in layer.parameters()) for name, layer in found.items()}
+    is_tied = {
+        name: not isinstance(layer, nn.Embedding) and any(id(p) in tied for p in layer.parameters())
+        for name, layer in found.items()
+    }
     if list(targets) == [ALL_LINEAR]:
         return {name: layer for name, layer in found.items() if not is_tied[name]}
+    if not targets:
+        raise ConfigError(f"No target layers were given. Name ends of layer names, or {ALL_LINEAR!r}.")
     chosen: dict[str, nn.Module] = {}
     for target in targets:
         names = [name for name in found if name == target or name.endswith(f".{target}")]
         if not names:
-            ends = sorted({name.rsplit(".", 1)[-1] for name in found})
+            ends = sorted({name.rsplit(".", 1)[-1] for name, layer in found.items() if hasattr(layer, "in_features")})
+            near = difflib.get_close_matches(target, [*ends, *found], 3, 0.5)
+            hint = f" Did you mean {' or '.join(near)}?" if near else ""
             raise ConfigError(
-                f"Target {target!r} matches no linear layer. The model has: {', '.join(ends) or 'none'}. "
+                f"Target {target!r} matches no linear layer.{hint} The model has: {', '.join(ends) or 'none'}. "
                 f"Name some of these, a longer dotted name, or {ALL_LINEAR!r}."
             )
         for name in names:

@@ -32,3 +32,27 @@ TRACKERS = {
     "wandb": "modelwright.train.tracking:WandbSink",
     "tensorboard": "modelwright.train.tracking:TensorBoardSink",
 }
+
+# Methods in PEFT's files, by ``peft_type``; LORA itself is in `modelwright.train.adapter`.
+PEFT_FORMATS = {
+    "ADALORA": {
+        "write": "modelwright.train.peft_formats:write_adalora",
+        "read": "modelwright.train.peft_formats:read_adalora",
+    },
+    "IA3": {
+        "write": "modelwright.train.peft_formats:write_ia3",
+        "read": "modelwright.train.peft_formats:read_ia3",
+    },
+    "PREFIX_TUNING": {
+        "write": "modelwright.train.peft_formats:write_prefix",
+        "read": "modelwright.train.peft_formats:read_prefix",
+    },
+    "PROMPT_TUNING": {
+        "write": "modelwright.train.peft_formats:write_prompt",
+        "read": "modelwright.train.peft_formats:read_prompt",
+    },
+    "BOTTLENECK": {
+        "write": "modelwright.train.peft_formats:write_bottleneck",
+        "read": "modelwright.train.peft_formats:read_bottleneck",
+    },
+}
