@@ -14,7 +14,11 @@ from typing import Any
 import pytest
 from tests.conftest import Toy
 
+from modelwright.base.errors import ConfigError
 from modelwright.cli.main import main
+from modelwright.cli.server import Plan, start_with
+from modelwright.serve.port import Address
+from modelwright.serve.served import ServeConfig
 
 pytestmark = pytest.mark.service
 MW = [sys.executable, "-c", "from modelwright.cli.main import run; run()"]
@@ -69,3 +73,19 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    ("engine", "count", "config", "said"),
+    [
+        ("local", 2, ServeConfig(), "need --engine ray"),
+        ("cluster", 1, ServeConfig(), "'local' or 'ray'"),
+        ("ray", 0, ServeConfig(), "at least 1"),
+        ("ray", 2, ServeConfig(trace_file=Path("t.jsonl")), "one process"),
+    ],
+)
+def test_settings_of_replicas_that_contradict_each_other_are_refused(
+    engine: str, count: int, config: ServeConfig, said: str
+):
+    with pytest.raises(ConfigError, match=said):
+        start_with(engine, Plan(config, None, None, "nothing"), Address(), count)

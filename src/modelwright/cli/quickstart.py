@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from modelwright.base.progress import Stopwatch, console
 from modelwright.cli.ask import print_answer
-from modelwright.cli.server import start
+from modelwright.cli.server import Plan, start
 from modelwright.engine.llm import LLM
 from modelwright.ops.life import LifeConfig
 from modelwright.ops.quickstart import ask_examples, example_questions, run_quickstart
@@ -50,14 +50,8 @@ def quickstart(
         _ask(config)
         return
     console.print(f"Answers are {'quoted from the documents' if base is None else 'written by the model'}. Serving:")
-    start(
-        ServeConfig(answer_mode="extractive" if base is None else "generated", examples=example_questions(config)),
-        str(out / "chat"),
-        out / "index",
-        name="quickstart",
-        address=Address(port=port),
-        embedder=embedder,
-    )
+    served = ServeConfig(answer_mode="extractive" if base is None else "generated", examples=example_questions(config))
+    start(Plan(served, str(out / "chat"), out / "index", "quickstart", embedder), Address(port=port))
 
 
 def _ask(config: LifeConfig) -> None:

@@ -1,12 +1,12 @@
 """``mw serve``: the OpenAI-compatible server and the web page."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from modelwright.base.errors import ConfigError
-from modelwright.cli.server import open_encoders, start
+from modelwright.cli.server import Plan, start_with
 from modelwright.engine.engine import EngineConfig
 from modelwright.engine.speculative import SpeculationConfig
 from modelwright.models.hub import fetch
@@ -52,15 +52,18 @@ def serve(
     tls_key: Annotated[Path | None, typer.Option(help="Its key, where it stands in another file.")] = None,
     otlp: Annotated[str | None, typer.Option(help="OpenTelemetry collector for spans: http://localhost:4318.")] = None,
     state_dir: Annotated[Path | None, typer.Option(help="Where uploaded files and batches outlive the server.")] = None,
+    replicas: Annotated[
+        int, typer.Option(help="Processes that serve the same model; more than 1 with --engine ray.")
+    ] = 1,
+    engine: Annotated[str, typer.Option(help="What keeps the processes: local (one) or ray (Ray Serve).")] = "local",
 ) -> None:
     """Serve MODEL, an index, or both, with the OpenAI API under /v1 and the page at /.
 
     MODEL may also be a sentence encoder or a reranker, which then serves vectors or scores alone.
     """
     check_port(host, port)
-    mode: Literal["generated", "extractive"] = "generated" if generate else "extractive"
     config = ServeConfig(
-        answer_mode=mode,
+        answer_mode="generated" if generate else "extractive",
         adapters=tuple(_named_folder(text) for text in adapters or ()),
         adapter_dir=adapter_dir,
         api_key_file=api_key_file,
@@ -72,6 +75,8 @@ def serve(
     address = Address(host, port, tls_cert, tls_key)
     settings = EngineConfig(speculation=SpeculationConfig() if speculate else None, quantize=quantize)
     kind = encoder_kind(fetch(model)) if model is not None else None
-    encoders = open_encoders(model if kind == "encoder" else embedder, model if kind == "reranker" else reranker)
+    encoders = (model if kind == "encoder" else embedder, model if kind == "reranker" else reranker)
     model = model if kind is None else None
-    start(config, model, index, name=name, address=address, embedder=embedder, engine=settings, encoders=encoders)
+    called = name or Path(model or index or encoders[0] or encoders[1] or "modelwright").name
+    plan = Plan(config, model, index, called, embedder, settings, encoders)
+    start_with(engine, plan, address, replicas)

@@ -1,7 +1,12 @@
 """Open what is to be served and serve it: what ``mw serve`` and ``mw quickstart`` share."""
 
+import signal
+import threading
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from modelwright.base.errors import ConfigError
 from modelwright.base.progress import console
 from modelwright.engine.engine import EngineConfig
 from modelwright.engine.stream import AsyncEngine
@@ -15,6 +20,9 @@ from modelwright.serve.port import Address
 from modelwright.serve.vectors import Encoders
 from modelwright.studio import PAGE
 
+if TYPE_CHECKING:
+    from modelwright.serve.web import FastAPI
+
 
 def open_encoders(embedder: str | None, reranker: str | None) -> Encoders:
     """Load a sentence encoder and a reranker; each is called by its folder's name."""
@@ -24,22 +32,33 @@ def open_encoders(embedder: str | None, reranker: str | None) -> Encoders:
     )
 
 
-def start(
-    config: ServeConfig,
-    model: str | None,
-    index: Path | None,
-    *,
-    name: str | None,
-    address: Address,
-    embedder: str | None = None,
-    engine: EngineConfig | None = None,
-    encoders: Encoders | None = None,
-) -> None:
+@dataclass(frozen=True)
+class Plan:
+    """What is to be opened; a replica gets it and opens it in its own process."""
+
+    config: ServeConfig
+    model: str | None
+    index: Path | None
+    name: str
+    embedder: str | None = None
+    engine: EngineConfig | None = None
+    encoders: tuple[str | None, str | None] = (None, None)  # a sentence encoder and a reranker
+
+    def open(self) -> "tuple[FastAPI, AsyncEngine | None]":
+        """Load everything and return the application, with the engine that is to be stopped at its end."""
+        index = Index.open(self.index, embedder=self.embedder) if self.index is not None else None
+        writer = AsyncEngine(fetch(self.model), config=self.engine) if self.model is not None else None
+        tokenizer, encoders = writer.tokenizer if writer else None, open_encoders(*self.encoders)
+        return create_app(self.config, writer, tokenizer, self.name, index, PAGE, encoders), writer
+
+    def __call__(self) -> "FastAPI":
+        """Return the application alone, for a replica, which ends with its process."""
+        return self.open()[0]
+
+
+def start(plan: Plan, address: Address) -> None:
     """Open what is to be served, say where, and serve it until interrupted."""
-    opened = Index.open(index, embedder=embedder) if index is not None else None
-    writer = AsyncEngine(fetch(model), config=engine) if model is not None else None
-    name = name or Path(model or index or "modelwright").name
-    app = create_app(config, writer, writer.tokenizer if writer else None, name, opened, PAGE, encoders)
+    app, writer = plan.open()
     console.print(f"[bold]{address.url}/[/bold]  the page; {address.url}/v1  the API. Ctrl-C ends.")
     try:
         run_server(app, address.host, address.port, address.tls)
@@ -48,3 +67,42 @@ def start(
     finally:
         if writer is not None:
             writer.stop()
+
+
+def start_with(engine: str, plan: Plan, address: Address, num_replicas: int) -> None:
+    """Serve in this process, or in several on Ray.
+
+    Raises:
+        ConfigError: The engine is unknown, replicas are asked of a local server, or they would write one trace.
+    """
+    if engine not in ("local", "ray"):
+        raise ConfigError(f"--engine is {engine!r}; it must be 'local' or 'ray'. Give one of them.")
+    if num_replicas < 1 or (engine == "local" and num_replicas > 1):
+        raise ConfigError(
+            f"--replicas is {num_replicas} with --engine {engine}; several need --engine ray, at least 1."
+        )
+    if engine == "local":
+        start(plan, address)
+        return
+    if plan.config.trace_file is not None or plan.config.state_dir is not None:
+        raise ConfigError("--trace and --state-dir are kept by one process; leave them out with --engine ray.")
+    start_replicas(plan, num_replicas, address)
+
+
+def start_replicas(plan: Plan, num_replicas: int, address: Address) -> None:
+    """Serve the same thing from several processes on Ray until interrupted; SIGHUP replaces them one by one."""
+    from modelwright.serve.replicas import ReplicaConfig, Replicas, create_front  # Ray is an optional extra
+
+    # The doors stand in the front alone: keys are checked and counted there.
+    inside = replace(plan, config=replace(plan.config, api_key_file=None, allowed_origins=(), allowed_hosts=()))
+    replicas = Replicas(inside, ReplicaConfig(num_replicas))
+    console.print(f"starting {num_replicas} replicas on Ray")
+    replicas.start()
+    signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=replicas.restart, daemon=True).start())
+    console.print(f"[bold]{address.url}/[/bold]  the page; {address.url}/v1  the API. Ctrl-C ends.")
+    try:
+        run_server(create_front(replicas, plan.config), address.host, address.port, address.tls)
+    except KeyboardInterrupt:
+        console.print("stopped")
+    finally:
+        replicas.stop()

@@ -20,13 +20,21 @@ async def read_json(request: Request, max_bytes: int, timeout_seconds: float) ->
     Raises:
         RequestError: The body is too large (413), too slow (408), or not a JSON object of valid text (400).
     """
+    return parse_json(await read_body(request, max_bytes, timeout_seconds))
+
+
+async def read_body(request: Request, max_bytes: int, timeout_seconds: float) -> bytes:
+    """Return the body of ``request`` as it is.
+
+    Raises:
+        RequestError: The body is too large (413) or too slow (408).
+    """
     try:
         async with asyncio.timeout(timeout_seconds):
-            data = await _read(request, max_bytes)
+            return await _read(request, max_bytes)
     except TimeoutError:
         message = f"The body did not arrive within {timeout_seconds:g} seconds. Send it again, or send less."
         raise RequestError(message, code="request_timeout", status=408) from None
-    return parse_json(data)
 
 
 async def _read(request: Request, max_bytes: int) -> bytes:

@@ -4,11 +4,12 @@ Time to first token counts from the moment the request was understood, so it inc
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from modelwright.base.types import Usage
 from modelwright.serve.web import prometheus_client as prometheus
+from modelwright.serve.web import text_string_to_metric_families
 
 TIME_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30, 60, 120)
 GAP_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5)
@@ -81,3 +82,26 @@ class Timer:
     def finish(self) -> None:
         """Note the end of the answer."""
         self.metrics.whole.labels(self.model).observe(time.perf_counter() - self.start)
+
+
+class Labelled:
+    """The figures of several processes, each with the name of its process as the label ``replica``."""
+
+    def __init__(self, texts: Mapping[str, str]):
+        self.texts = texts
+
+    def collect(self) -> Iterable[Any]:
+        """Yield one family for each metric, with the samples of all processes."""
+        families: dict[str, Any] = {}
+        for name, text in self.texts.items():
+            for family in text_string_to_metric_families(text):
+                kept = families.setdefault(family.name, type(family)(family.name, family.documentation, family.type))
+                kept.samples += [s._replace(labels={**s.labels, "replica": name}) for s in family.samples]
+        return families.values()
+
+
+def merged(texts: Mapping[str, str]) -> bytes:
+    """Return one text of the figures of several processes, by their names."""
+    registry = prometheus.CollectorRegistry()
+    registry.register(Labelled(texts))  # type: ignore[arg-type]
+    return prometheus.generate_latest(registry)

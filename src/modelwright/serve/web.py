@@ -10,6 +10,7 @@ try:
     import uvicorn
     from fastapi import FastAPI, Request
     from fastapi.responses import JSONResponse, Response
+    from prometheus_client.parser import text_string_to_metric_families
     from starlette.exceptions import HTTPException
     from starlette.middleware.cors import CORSMiddleware
     from starlette.requests import ClientDisconnect
@@ -38,5 +39,6 @@ __all__ = [
     "WebSocket",
     "WebSocketDisconnect",
     "prometheus_client",
+    "text_string_to_metric_families",
     "uvicorn",
 ]
