@@ -105,7 +105,7 @@ REFUSED = {
 
 
 # The Triton kernel needs a GPU or its interpreter; it has a test of its own.
-@pytest.mark.parametrize("backend", ["auto", *sorted(set(ATTENTION_BACKENDS) - {"triton"})])
+@pytest.mark.parametrize("backend", ["auto", *sorted(set(ATTENTION_BACKENDS) - {"triton", "ring"})])
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_every_backend_computes_the_same(backend, rule, kv_heads):

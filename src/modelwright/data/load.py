@@ -50,6 +50,15 @@ class RowLoader:
 
     def next_batch(self) -> Batch:
         """Return the next batch and move on."""
+        part = self._advance()
+        rows, documents = self._rows, self._rows.document_ids
+        return make_batch(Rows(rows.input_ids[part], rows.labels[part], None if documents is None else documents[part]))
+
+    def skip_batch(self) -> None:
+        """Move on past a batch that another rank takes, without making it."""
+        self._advance()
+
+    def _advance(self) -> slice:
         size = min(self.batch_size, len(self._rows))
         if self.row + size > len(self._rows):
             self.epoch += 1
@@ -58,8 +67,7 @@ class RowLoader:
             size = min(self.batch_size, len(self._rows))
         part = slice(self.row, self.row + size)
         self.row += size
-        rows, documents = self._rows, self._rows.document_ids
-        return make_batch(Rows(rows.input_ids[part], rows.labels[part], None if documents is None else documents[part]))
+        return part
 
     def state(self) -> dict[str, int]:
         """Return where the loader stands."""

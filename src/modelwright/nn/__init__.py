@@ -8,6 +8,7 @@ ATTENTION_BACKENDS = {
     "products": "modelwright.nn.attention:attend_products",
     "flash": "modelwright.nn.flash:flash_attend",
     "triton": "modelwright.nn.flash:attend_triton",
+    "ring": "modelwright.nn.ring:attend_ring",
 }
 
 # Cells of a recurrent network.

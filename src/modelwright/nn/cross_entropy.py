@@ -73,7 +73,8 @@ def _by_calls(head: nn.Module, hidden: Tensor, labels: Tensor, ignored: int, pie
     return total
 
 
-def _product_dtype(hidden: Tensor) -> torch.dtype:
+def product_dtype(hidden: Tensor) -> torch.dtype:
+    """Return the dtype in which products with ``hidden`` are to be taken: that of autocast where it is on."""
     kind = hidden.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 
@@ -84,7 +85,7 @@ class _PieceByPiece(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, options: tuple[Any, ...]) -> Tensor:
         ignored, piece_len, cap, wants_hidden, wants_weight = options
-        dtype = _product_dtype(hidden)
+        dtype = product_dtype(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
             matrix = weight.detach().to(dtype)
             total = hidden.new_zeros((), dtype=torch.float32)

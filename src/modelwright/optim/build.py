@@ -17,6 +17,7 @@ from modelwright.optim.adafactor import Adafactor, AdafactorConfig
 from modelwright.optim.adamw8bit import LeanAdamW
 from modelwright.optim.lion import Lion, LionConfig, check_betas
 from modelwright.optim.muon import Muon, MuonConfig
+from modelwright.optim.parts import by_mesh
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,8 @@ def _split(model: nn.Module) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
 
 
 def _groups(matrices: list[Tensor], vectors: list[Tensor], decay: float) -> list[dict[str, Any]]:
-    groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    kinds = ((matrices, decay), (vectors, 0.0))
+    return [{"params": part, "weight_decay": own} for tensors, own in kinds for part in by_mesh(tensors)]
 
 
 def _adamw(matrices: list[Tensor], vectors: list[Tensor], rate: float, betas: Any, decay: float) -> torch.optim.AdamW:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from modelwright.base.errors import ConfigError
+from modelwright.optim.parts import local_part
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Ema:
         """Take the weights of now into the average."""
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        current = [p.detach().float() for p in self._parameters.values()]
-        torch._foreach_lerp_(list(self.averages.values()), current, 1 - decay)
+        current = [local_part(p.detach()).float() for p in self._parameters.values()]
+        torch._foreach_lerp_([local_part(a) for a in self.averages.values()], current, 1 - decay)
 
     @torch.no_grad()
     def copy_to_model(self) -> None:

@@ -7,7 +7,8 @@ matrix products only and stable in bfloat16.
 Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/ (momentum, quintic iteration); Liu et al. 2025,
 arXiv:2502.16982, section 2.2 (update scale 0.2 sqrt(max(rows, columns)), so that AdamW's rate and decay carry over);
 Amsel et al. 2025, arXiv:2505.16932 (Polar Express: the best polynomial for each iteration).
-Not done here: sharding the iteration over ranks.
+Of matrices that lie in parts on several ranks the momentum stays in parts; each rank gathers and iterates over all.
+Not done here: dividing the iteration among the ranks.
 """
 
 import math
@@ -18,6 +19,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from modelwright.optim.parts import local_part
 
 # Polar Express coefficients (a, b, c) of the first five iterations, lower bound 1e-3 on the smallest singular value.
 _POLAR_EXPRESS = (
@@ -93,10 +98,10 @@ class Muon(torch.optim.Optimizer):
         """Apply one update to every matrix that has a gradient."""
         assert closure is None, "Muon takes no closure"
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+            by_shape: dict[Any, list[Tensor]] = defaultdict(list)
             for matrix in group["params"]:
                 if matrix.grad is not None:
-                    by_shape[matrix.shape].append(matrix)
+                    by_shape[matrix.shape, getattr(matrix, "device_mesh", None)].append(matrix)
             for matrices in by_shape.values():
                 self._update(matrices, group)
 
@@ -111,9 +116,19 @@ class Muon(torch.optim.Optimizer):
         weight = 1 - group["momentum"]
         torch._foreach_lerp_(momenta, gradients, weight)
         looked_ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov
-        updates = orthogonalize(torch.stack(tuple(looked_ahead)), group["num_iterations"])
+        whole = [update.full_tensor() if isinstance(update, DTensor) else update for update in looked_ahead]
+        updates = orthogonalize(torch.stack(whole), group["num_iterations"])
         rows, columns = matrices[0].shape
         scale = 0.2 * math.sqrt(max(rows, columns))
         if group["weight_decay"]:
             torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(matrices, list(updates.to(matrices[0].dtype).unbind()), alpha=-group["lr"] * scale)
+        parts = [_part_like(m, u) for m, u in zip(matrices, updates.to(matrices[0].dtype).unbind(), strict=True)]
+        torch._foreach_add_([local_part(m) for m in matrices], parts, alpha=-group["lr"] * scale)
+
+
+def _part_like(matrix: Tensor, whole: Tensor) -> Tensor:
+    """Cut a whole update as its matrix is cut."""
+    if not isinstance(matrix, DTensor):
+        return whole
+    shape, start = compute_local_shape_and_global_offset(matrix.shape, matrix.device_mesh, matrix.placements)
+    return whole[tuple(slice(at, at + size) for at, size in zip(start, shape, strict=True))]

@@ -24,6 +24,12 @@ CHECKS = {
     "recomputing": "modelwright.train.selfcheck:check_recomputing",
     "pieces": "modelwright.train.selfcheck:check_pieces",
     "compiling": "modelwright.train.selfcheck:check_compiling",
+    "ranks_data": "modelwright.train.selfcheck_ranks:check_data",
+    "ranks_shard": "modelwright.train.selfcheck_ranks:check_shard",
+    "ranks_tensor": "modelwright.train.selfcheck_ranks:check_tensor",
+    "ranks_pipeline": "modelwright.train.selfcheck_ranks:check_pipeline",
+    "ranks_context": "modelwright.train.selfcheck_ranks:check_context",
+    "ranks_2x2": "modelwright.train.selfcheck_ranks:check_two_by_two",
 }
 
 # Services that a run's figures can go to (`tracking.to`).

@@ -20,12 +20,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from modelwright.base import distributed
 from modelwright.base.config import to_dict
 from modelwright.base.errors import CheckpointError, ConfigError
 from modelwright.base.files import atomic_folder, read_json, write_json
 from modelwright.base.logs import get_logger
 from modelwright.models.tensor_file import write_tensors
 from modelwright.models.weights import load_model, save_model
+from modelwright.train.objective import unwrap
+from modelwright.train.sharded import (
+    ShardedSnapshot,
+    StoredTensors,
+    WholeTensors,
+    changing,
+    is_sharded,
+    load_tensors,
+    take_shards,
+)
 
 if TYPE_CHECKING:
     from modelwright.train.loop import LoopConfig, Run
@@ -34,7 +45,7 @@ logger = get_logger(__name__)
 _WEIGHTS, _OPTIMIZER, _EMA, _STATE = "trainable.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json"
 MAX_FAILED = 3  # saves that may fail one after the other before the run stops
 # Settings of the loop that may differ between a run and the one it continues: they do not change its course.
-FREE_SETTINGS = ("checkpoint", "device", "compile")
+FREE_SETTINGS = ("checkpoint", "device", "compile", "parallel")
 
 
 @dataclass(frozen=True)
@@ -85,31 +96,40 @@ class Snapshot:
         return path
 
 
-def take_snapshot(run: "Run") -> Snapshot:
-    """Copy everything that decides how the run goes on."""
+def take_snapshot(run: "Run") -> Snapshot | ShardedSnapshot:
+    """Copy everything that decides how the run goes on; of several ranks each copies its part."""
+    if run.layout.is_parallel:
+        model = unwrap(run.model)
+        is_trained_whole = hasattr(model, "config") and all(p.requires_grad for p in model.parameters())
+        config = model.config.to_hf() if is_trained_whole and hasattr(model.config, "to_hf") else None  # type: ignore[union-attr,operator]
+        return take_shards(run, _state_of(run), config)
     tensors, scalars = _pack_optimizer(run)
     random = {"random_state": torch.get_rng_state()}
     if run.device.type == "cuda":
         random["cuda_random_state"] = torch.cuda.get_rng_state(run.device)
     is_whole = hasattr(run.model, "published_names") and all(p.requires_grad for p in run.model.parameters())
-    state = {
+    state = {**_state_of(run), "optimizer": scalars}
+    return Snapshot(
+        step=run.step,
+        model=_copy_to_cpu(run.model) if is_whole else None,
+        trained={} if is_whole else {n: _cpu_copy(t) for n, t in changing(run.model).items()},
+        optimizer=tensors | random,
+        ema={n: _cpu_copy(t) for n, t in run.ema.averages.items()} if run.ema is not None else {},
+        state=state,
+    )
+
+
+def _state_of(run: "Run") -> dict[str, Any]:
+    """Return all but tensors and the optimizer's numbers."""
+    return {
         "step": run.step,
         "loader": run.loader.state(),
-        "optimizer": scalars,
         "losses": list(run.losses),
         "precision": run.precision.state(),
         "watchdog": copy.deepcopy(run.watchdog.state()),
         "ema_updates": run.ema.num_updates if run.ema is not None else 0,
         "settings": settings_of(run.config),
     }
-    return Snapshot(
-        step=run.step,
-        model=_copy_to_cpu(run.model) if is_whole else None,
-        trained={} if is_whole else {n: _cpu_copy(t) for n, t in _changing(run.model).items()},
-        optimizer=tensors | random,
-        ema={n: _cpu_copy(t) for n, t in run.ema.averages.items()} if run.ema is not None else {},
-        state=state,
-    )
 
 
 def _cpu_copy(tensor: Tensor) -> Tensor:
@@ -124,18 +144,6 @@ def _copy_to_cpu(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def _changing(model: nn.Module) -> dict[str, Tensor]:
-    """Return what training changes: trainable parameters, and running statistics where there are some."""
-    frozen = {id(p) for p in model.parameters() if not p.requires_grad}
-    seen: set[int] = set()
-    found = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in frozen and id(tensor) not in seen:
-            seen.add(id(tensor))
-            found[name] = tensor
-    return found
-
-
 class CheckpointWriter:
     """Writes one snapshot at a time, in a thread where the settings say so."""
 
@@ -144,7 +152,7 @@ class CheckpointWriter:
         self.num_failed = 0
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
-        for leftover in self.folder.glob(".step-*"):  # of a run that was killed while it wrote
+        for leftover in self.folder.glob(".step-*") if distributed.rank() == 0 else ():  # of a run that was killed
             shutil.rmtree(leftover, ignore_errors=True)
 
     def save(self, run: "Run") -> None:
@@ -176,7 +184,7 @@ class CheckpointWriter:
             raise error
         logger.warning("a checkpoint was not written, the one before it stays: %s", error)
 
-    def _write(self, snapshot: Snapshot) -> None:
+    def _write(self, snapshot: Snapshot | ShardedSnapshot) -> None:
         try:
             snapshot.write(self.folder, self.config.num_kept)
             self.num_failed = 0
@@ -224,21 +232,14 @@ def restore(run: "Run", path: Path) -> None:
         )
     if changed:
         logger.warning("the run goes on with changed settings: %s", "; ".join(changed))
-    try:
-        _restore_weights(run, path)
-        tensors = load_file(path / _OPTIMIZER)
-        ema = load_file(path / _EMA) if run.ema is not None and (path / _EMA).is_file() else None
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"The checkpoint {path} is damaged: {error}. Remove that folder to go on from the one before."
-        ) from error
-    torch.set_rng_state(tensors.pop("random_state"))
-    on_gpu = tensors.pop("cuda_random_state", None)
-    if on_gpu is not None and run.device.type == "cuda":
-        torch.cuda.set_rng_state(on_gpu, run.device)
-    _unpack_optimizer(run, tensors, state["optimizer"])
-    if run.ema is not None and ema is not None:
-        run.ema.load(ema, state["ema_updates"])
+    if run.layout.is_parallel or is_sharded(path):
+        # Tensors are cut otherwise here than they were there.
+        stored = StoredTensors(path) if is_sharded(path) else _whole_tensors(path)
+        load_tensors(run, stored, state["optimizer"])
+        if run.ema is not None:
+            run.ema.num_updates = state["ema_updates"]
+    else:
+        _restore_tensors(run, path, state)
     run.loader.load_state(state["loader"])
     run.step = state["step"]
     run.losses = [(int(step), float(loss)) for step, loss in state["losses"]]
@@ -266,13 +267,49 @@ def roll_back(run: "Run", folder: Path) -> bool:
     return True
 
 
+def _restore_tensors(run: "Run", path: Path, state: dict[str, Any]) -> None:
+    """Bring weights, averages, optimizer and random state back from a checkpoint of one process to one process."""
+    try:
+        _restore_weights(run, path)
+        tensors = load_file(path / _OPTIMIZER)
+        ema = load_file(path / _EMA) if run.ema is not None and (path / _EMA).is_file() else None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"The checkpoint {path} is damaged: {error}. Remove that folder to go on from the one before."
+        ) from error
+    torch.set_rng_state(tensors.pop("random_state"))
+    on_gpu = tensors.pop("cuda_random_state", None)
+    if on_gpu is not None and run.device.type == "cuda":
+        torch.cuda.set_rng_state(on_gpu, run.device)
+    _unpack_optimizer(run, tensors, state["optimizer"])
+    if run.ema is not None and ema is not None:
+        run.ema.load(ema, state["ema_updates"])
+
+
+def _weights_of(path: Path) -> dict[str, Tensor]:
+    is_model = not (path / _WEIGHTS).is_file()
+    return load_model(path).state_dict() if is_model else load_file(path / _WEIGHTS)
+
+
+def _whole_tensors(path: Path) -> WholeTensors:
+    """Return the tensors of a checkpoint of one process, for a run of several."""
+    try:
+        found = {f"model/{name}": tensor for name, tensor in _weights_of(path).items()}
+        optimizer = load_file(path / _OPTIMIZER)
+        found |= {f"optimizer/{place}": tensor for place, tensor in optimizer.items() if "/" in place}
+        if (path / _EMA).is_file():
+            found |= {f"ema/{name}": tensor for name, tensor in load_file(path / _EMA).items()}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"The checkpoint {path} is damaged: {error}. Remove that folder to go on from the one before."
+        ) from error
+    return WholeTensors(found)
+
+
 def _restore_weights(run: "Run", path: Path) -> None:
-    if not (path / _WEIGHTS).is_file():
-        source = load_model(path).state_dict()
-    else:
-        source = load_file(path / _WEIGHTS)
+    source = _weights_of(path)
     with torch.no_grad():
-        for name, tensor in _changing(run.model).items():
+        for name, tensor in changing(run.model).items():
             if name not in source or source[name].shape != tensor.shape:
                 seen = tuple(source[name].shape) if name in source else "nothing"
                 raise CheckpointError(
@@ -320,7 +357,7 @@ def continue_plan(plan: dict[str, Any], settings: dict[str, Any], work: Path) ->
             f"{work} holds an unfinished run with other settings: {'; '.join(changed)}. Set them back, remove the "
             "folder to start anew, or set loop.checkpoint.allow_changes to go on with the new ones."
         )
-    loop = {**plan["loop"], "checkpoint": given["checkpoint"], "device": given["device"]}
+    loop = {**plan["loop"], **{name: given[name] for name in ("checkpoint", "device", "parallel")}}
     for name, value in now["loop"].items():
         if value != before["loop"].get(name):
             loop[name] = value

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from modelwright.base import distributed
 from modelwright.base.artifact import new_artifact
 from modelwright.base.config import build, to_dict
 from modelwright.base.errors import ConfigError, DataError
@@ -162,7 +163,7 @@ def _resolve(config: FinetuneConfig, rows: Rows, work: Path, watch: Stopwatch) -
         num_affordable = int((config.minutes * 60 - watch.seconds) / seconds)
         per_epoch = max(1, len(rows) // (loop.micro_batch_size * loop.grad_accum_steps))
         # Compilation was not timed and would not be earned back in the minute or so that fine-tuning gets.
-        num_steps = max(10, min(num_affordable, MAX_EPOCHS * per_epoch))
+        num_steps = distributed.share(max(10, min(num_affordable, MAX_EPOCHS * per_epoch)))
         loop = replace(loop, num_steps=num_steps, compile=False)
         console.print(f"  derived: {num_steps} steps, {num_steps / per_epoch:.1f} passes over the pairs")
     write_json(kept, {"settings": to_dict(config), "loop": to_dict(loop)})

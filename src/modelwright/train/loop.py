@@ -26,12 +26,15 @@ from modelwright.base.progress import bar, human_count, track
 from modelwright.nn.float8 import leave_float8
 from modelwright.optim.build import OptimizerConfig, make_optimizer
 from modelwright.optim.ema import Ema, EmaConfig
+from modelwright.optim.parts import local_part
 from modelwright.optim.schedule import ScheduleConfig, make_schedule
 from modelwright.train.batches import check_batch
 from modelwright.train.checkpoint import CheckpointConfig, CheckpointWriter, restore_newest, roll_back
+from modelwright.train.layout import Layout as Layout
 from modelwright.train.lengths import LengthConfig, cut_rows, length_at
 from modelwright.train.memory import explain_out_of_memory
-from modelwright.train.objective import Objective, StepReport, clip_gradients
+from modelwright.train.objective import Objective, StepReport
+from modelwright.train.parallel import ParallelConfig, make_layout
 from modelwright.train.precision import Precision, check_precision
 from modelwright.train.recompute import RecomputeConfig, apply_recompute
 from modelwright.train.watchdog import Watchdog, WatchdogConfig
@@ -58,6 +61,7 @@ class LoopConfig:
     recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
     lengths: LengthConfig | None = None  # rows that begin short; None: whole from the first step on
     ema: EmaConfig | None = None  # None: the model ends as the last weights, not as their moving average
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)  # how the processes of a launch share the work
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "micro_batch_size", "grad_accum_steps"):
@@ -91,23 +95,6 @@ class Loader(Protocol):
         ...
 
 
-class Layout:
-    """How the model lies on devices: one process alone. Parallel layouts subclass it (`modelwright.train.parallel`)."""
-
-    group: Any = None  # the ranks that see different data; None: all there are
-    gradient_factor: float = (
-        1.0  # of the loss before the backward pass; above 1 where gradients are averaged over ranks
-    )
-
-    def place(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """Return the model as the loop calls it, on the device; called before the optimizer is made."""
-        return model.to(device)
-
-    def micro_step(self, *, is_last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Return the context of one forward and backward pass; gradients need to meet in the last one only."""
-        return contextlib.nullcontext()
-
-
 class Run:
     """One training run in progress: the state that a checkpoint saves, and the means to do a step."""
 
@@ -119,10 +106,11 @@ class Run:
         self.config = config
         self.num_steps = config.num_steps
         self.device = pick_device(config.device)
-        self.layout = layout or Layout()
         self.precision = Precision(config.precision, self.device)
+        self.layout = layout or make_layout(config.parallel, self.device, self.precision.name)
+        self.layout.check(config)
         apply_recompute(model, config.recompute)
-        self.model = self.layout.place(self.precision.convert(model), self.device).train()
+        self.model = self.layout.place(self.precision.convert(model).train(), self.device)
         self.objective = objective
         self.loader = loader
         self.optimizer = make_optimizer(self.model, config.optimizer)
@@ -135,7 +123,8 @@ class Run:
         self._is_updated = False
         is_compiled = config.compile
         if is_compiled is None:
-            is_compiled = can_compile() and config.num_steps >= MIN_STEPS_TO_COMPILE
+            is_long = config.num_steps >= MIN_STEPS_TO_COMPILE
+            is_compiled = can_compile() and is_long and not self.layout.is_parallel
         self.is_compiled = is_compiled
         self._loss = _compile_loss(objective) if is_compiled else objective.loss
 
@@ -168,9 +157,9 @@ class Run:
         Returns:
             The gradient norm before clipping.
         """
-        gradients = [p.grad for p in self.optimizer.parameters() if p.grad is not None]
-        self.precision.unscale(gradients)
-        norm = clip_gradients(gradients, self.config.max_grad_norm)
+        named = [(name, p.grad) for name, p in self.model.named_parameters() if p.grad is not None]
+        self.precision.unscale([local_part(gradient) for _, gradient in named])
+        norm = self.layout.clip(named, self.config.max_grad_norm)
         self._is_updated = not self.precision.has_overflowed(norm) and self.watchdog.is_good(self.step + 1, loss, norm)
         if self._is_updated:
             self.optimizer.step()
@@ -188,12 +177,13 @@ class Run:
         """
         start = time.perf_counter()
         self.optimizer.set_factor(self.factor(self.step))
-        batches = [self.loader.next_batch() for _ in range(self.config.grad_accum_steps)]
+        batches = self.layout.next_batches(self.loader, self.config.grad_accum_steps)
         for batch in batches:
             check_batch(self.model, batch)
         if self.config.lengths is not None:
             row_len = batches[0].input_ids.shape[1]
             batches = [cut_rows(b, length_at(self.step, row_len, self.config.lengths)) for b in batches]
+        batches = [self.layout.part_of(batch) for batch in batches]
         self._is_updated = False
         with explain_out_of_memory(self.config):
             loss, num_trained, norm = self.objective.step(self, batches)
@@ -203,7 +193,7 @@ class Run:
         return StepReport(
             step=self.step,
             loss=loss,
-            num_tokens=sum(self.objective.count_processed(batch) for batch in batches),
+            num_tokens=sum(self.objective.count_processed(batch) for batch in batches) * self.layout.num_parts,
             num_trained_tokens=num_trained,
             gradient_norm=norm,
             learning_rate=next(self.optimizer.groups())["lr"],
@@ -263,13 +253,16 @@ def train(
     if folder is not None:
         writer = CheckpointWriter(folder, config.checkpoint)
         restore_newest(run, folder)
-    try:
-        _do_steps(run, writer, hooks, name)
-    finally:
-        if writer is not None:
-            writer.wait(is_last=run.step == run.num_steps)
-    if run.ema is not None:
-        run.ema.copy_to_model()
+    with run.layout.watched():
+        try:
+            _do_steps(run, writer, hooks if distributed.rank() == 0 else (), name)
+        finally:
+            if writer is not None:
+                writer.wait(is_last=run.step == run.num_steps)
+        if run.ema is not None:
+            run.ema.copy_to_model()
+        run.model = run.layout.whole_model(run.model, model)
+    distributed.leave_to_first()
     leave_float8(run.model)
     run.model.eval()
     return run

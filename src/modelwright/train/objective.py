@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from modelwright.data.load import Batch
@@ -20,6 +21,7 @@ from modelwright.data.pack import IGNORED
 from modelwright.models.decoder import Decoder
 from modelwright.models.moe_decoder import MoeOutput
 from modelwright.nn.cross_entropy import MAX_LOGITS, head_loss
+from modelwright.nn.cross_entropy_parts import parts_loss
 
 if TYPE_CHECKING:
     from modelwright.train.loop import Run
@@ -64,13 +66,7 @@ class Objective:
         if num_trained == 0:
             run.watchdog.skip(run.step + 1, "the batch has no trainable token")
             return math.nan, 0, 0.0
-        total = torch.zeros((), device=run.device)
-        for index, batch in enumerate(batches):
-            with run.layout.micro_step(is_last=index == len(batches) - 1):
-                with run.autocast():
-                    summed = run.compiled_loss(run.model, batch.to(run.device))
-                run.backward(summed / num_trained)
-            total += summed.detach()
+        total = run.layout.accumulate(run, self, batches, num_trained)
         loss = run.sum_over_ranks(total) / num_trained
         return loss, int(num_trained), run.update(loss)
 
@@ -96,9 +92,7 @@ class CausalLanguageModeling(Objective):
         extra = {"hidden_only": True} if in_pieces else {}
         out = model(batch.input_ids, positions=batch.positions, mask=batch.mask, **extra)
         if in_pieces:
-            assert self.max_logits is not None
-            head: nn.Module = bare.lm_head  # type: ignore[assignment]
-            loss = head_loss(head, out.hidden, batch.labels, ignored=IGNORED, max_logits=self.max_logits)
+            loss = self.loss_of_hidden(bare.lm_head, out.hidden, batch.labels)  # type: ignore[arg-type]
         else:  # logits (B, T, V)
             loss = F.cross_entropy(
                 out.logits.float().flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORED, reduction="sum"
@@ -106,6 +100,12 @@ class CausalLanguageModeling(Objective):
         if isinstance(out, MoeOutput) and out.auxiliary is not None:
             loss = loss + (out.auxiliary * (batch.labels != IGNORED).sum(1)).sum()
         return loss
+
+    def loss_of_hidden(self, head: nn.Module, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Return the summed loss from the input of the output matrix; the last stage of a pipeline begins here."""
+        is_cut = isinstance(getattr(head, "weight", None), DTensor)
+        pieces = {"ignored": IGNORED, "max_logits": self.max_logits or MAX_LOGITS}
+        return (parts_loss if is_cut else head_loss)(head, hidden, labels, **pieces)
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from modelwright.base import distributed
 from modelwright.base.artifact import new_artifact
 from modelwright.base.config import build, to_dict
 from modelwright.base.device import can_compile, has_fast_bf16, measure_matmul_flops, pick_device
@@ -147,7 +148,9 @@ def _resolve(
         kept_loop = build(LoopConfig, continue_plan(values, to_dict(config), work))
         return LlamaConfig.from_hf(values["model"]), kept_loop, values["matmul_flops"]
     device = pick_device(config.loop.device)
-    rate = measure_matmul_flops(device, torch.bfloat16 if has_fast_bf16(device) else torch.float32, 0.5)
+    rate = distributed.share(
+        measure_matmul_flops(device, torch.bfloat16 if has_fast_bf16(device) else torch.float32, 0.5)
+    )
     num_tokens = sum(len(ids) for ids in documents)
     model_config = _shape(config, tokenizer, num_tokens, rate)
     loop = config.loop
@@ -230,7 +233,7 @@ def _fit_steps(
     model = _first_model(config, model_config, loop.seed)
     run = Run(model, CausalLanguageModeling(), _make_loader(documents, row_len, separator_id, loop), loop)
     seconds = measure_step_seconds(run)
-    num_steps = max(10, int((config.minutes * 60 - watch.seconds) / seconds))
+    num_steps = distributed.share(max(10, int((config.minutes * 60 - watch.seconds) / seconds)))
     _announce(model_config, num_tokens=num_steps * batch, batch=batch, rate=rate)
     return replace(loop, num_steps=num_steps)
 

@@ -31,8 +31,10 @@ from modelwright.train import CHECKS, SUBJECTS
 from modelwright.train.checkpoint import CheckpointConfig
 from modelwright.train.loop import LoopConfig, Run, train
 from modelwright.train.objective import CausalLanguageModeling, Objective
+from modelwright.train.parallel import ParallelConfig
 from modelwright.train.recompute import RecomputeConfig
 
+ALONE: dict[str, Any] = {"parallel": ParallelConfig(), "lengths": None}
 VOCAB_SIZE, ROW_LEN, NUM_ROWS = 97, 24, 8
 Examples = list[tuple[list[int], list[bool]]]  # token ids, and which of them are learned
 
@@ -46,6 +48,7 @@ class Subject:
     make_plain_objective: Callable[[], Objective] | None  # the same loss without pieces; None: it has none
     loop: LoopConfig  # the recipe's
     examples: Examples
+    recipe: tuple[str, Any] = ("", None)  # method and settings, from which another process makes the same
 
     def loader(self, micro_batch_size: int, *, is_packed: bool = True) -> RowLoader:
         """Return batches of the examples: packed into rows, or each in a row of its own."""
@@ -75,15 +78,14 @@ class Subject:
         plain: dict[str, Any] = {"num_steps": 4, "compile": False, "precision": "fp32", "max_grad_norm": None}
         config = replace(
             self.loop,
-            **{**plain, "recompute": RecomputeConfig(), "grad_accum_steps": num_micro, "ema": None, **changes},
+            **{**plain, "recompute": RecomputeConfig(), "grad_accum_steps": num_micro, "ema": None, **ALONE, **changes},
         )
         model = self.make_model()
         run = Run(model, objective or self.make_objective(), loader, config)
         seen: dict[str, Tensor] = {}
-        names = {id(p): n for n, p in model.named_parameters()}
 
         def keep() -> None:
-            seen.update({names[id(p)]: p.grad.clone() for p in run.optimizer.parameters() if p.grad is not None})
+            seen.update(run.layout.whole_gradients(run.model))
 
         run.optimizer.step = keep  # type: ignore[method-assign]
         seen["loss"] = torch.tensor(run.do_step().loss)
@@ -109,8 +111,14 @@ def self_check(method: str, config: Any, names: Sequence[str] | None = None) -> 
         config: Its settings.
         names: Which checks of the table; None: all.
     """
-    subject: Subject = lookup(SUBJECTS, method, "method")(config)
+    subject = make_subject(method, config)
     return [lookup(CHECKS, name, "check")(subject) for name in (CHECKS if names is None else names)]
+
+
+def make_subject(method: str, config: Any) -> Subject:
+    """Make a recipe small."""
+    subject: Subject = lookup(SUBJECTS, method, "method")(config)
+    return replace(subject, recipe=(method, config))
 
 
 def compare(name: str, found: dict[str, Tensor], expected: dict[str, Tensor], bound: float, note: str = "") -> Finding:
@@ -144,7 +152,14 @@ def check_packing(subject: Subject) -> Finding:
 
 def check_resuming(subject: Subject) -> Finding:
     """A run that was stopped and taken up again has the weights of one that was not, bit for bit."""
-    config = replace(subject.loop, num_steps=5, compile=False, grad_accum_steps=2, checkpoint=CheckpointConfig())
+    config = replace(
+        subject.loop,
+        parallel=ParallelConfig(),
+        num_steps=5,
+        compile=False,
+        grad_accum_steps=2,
+        checkpoint=CheckpointConfig(),
+    )
     whole = train(subject.make_model(), subject.make_objective(), subject.loader(2), config)
 
     def stop(run: Run, report: Any) -> None:
