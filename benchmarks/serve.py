@@ -154,7 +154,7 @@ def measure_shared(engine: Engine, rival: Rival, rounds: int) -> list[dict[str, 
     for turn in range(rounds):
         ours.append(8 * 64 / run_users(engine, **order)["seconds"])
         batched.append(8 * 64 / rival.ask(do="users", one_by_one=False, **order)["seconds"])
-        if turn < 2:  # takes a minute
+        if turn == 0:  # takes a minute
             serial.append(8 * 64 / rival.ask(do="users", one_by_one=True, **order)["seconds"])
         print(f"round {turn}: eight users {ours[-1]:.0f} / {batched[-1]:.0f} / {serial[-1]:.0f}", flush=True)
     name = "eight users share 1,000 tokens"
@@ -188,10 +188,12 @@ def measure_batching(engine: Engine) -> list[dict[str, Any]]:
     sizes = torch.exp(torch.randn(24, 2, generator=generator) * 0.9 + torch.tensor([4.6, 3.9]))
     jobs = [(int(a.clamp(8, 700)), int(b.clamp(4, 300))) for a, b in sizes]
     total = sum(job[1] for job in jobs)
-    waste: list[float] = []
+    held = used = 0  # slots of the cache, summed over the steps
 
     def run(groups: list[list[tuple[int, int]]]) -> float:
+        nonlocal held, used
         engine.pool.forget_all()
+        held = used = 0
         start, seed = CLOCKS[CLOCK](), 100
         for group in groups:
             for num_in, num_out in group:
@@ -200,19 +202,17 @@ def measure_batching(engine: Engine) -> list[dict[str, Any]]:
             while engine.has_work:
                 engine.step()
                 running = engine.scheduler.running
-                held = sum(len(r.block_table) for r in running) * engine.config.block_size
-                if held:
-                    waste.append(1 - sum(r.num_computed for r in running) / held)
+                held += sum(len(r.block_table) for r in running) * engine.config.block_size
+                used += sum(r.num_computed for r in running)
         return total / (CLOCKS[CLOCK]() - start)
 
     static = run([jobs[i : i + 8] for i in range(0, len(jobs), 8)])
-    waste.clear()
     continuous = run([jobs])
-    wasted = 100 * statistics.fmean(waste)
+    wasted = 100 * (1 - used / held)
     print(f"static {static:.0f}, continuous {continuous:.0f}, waste {wasted:.1f} %", flush=True)
     return [
         row("24 requests of mixed lengths, 8 at a time", [continuous], [static], "static batches of 8, same engine"),
-        bounded("KV cache waste", [wasted], 4.0, "percent of held slots"),
+        bounded("KV cache waste", [wasted], 4.0, "percent of held slots, all steps together"),
     ]
 
 
@@ -241,7 +241,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="where the model's files are made and kept")
     parser.add_argument("--rival-python", help="an interpreter with llama-cpp-python")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", nargs="*", help="single, shared, transformers, batching, start; left out: all")
+    parser.add_argument("--only", nargs="*", help="single, start, batching, transformers, shared; left out: all")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--clock", choices=tuple(CLOCKS), default=CLOCK)
     given = parser.parse_args()
@@ -254,26 +254,20 @@ def main() -> None:
     rival = Rival(given.rival_python, given.folder, torch.get_num_threads()) if given.rival_python else None
     parts: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "single": lambda: measure_single(engine, rival, given.rounds) if rival else [],
-        "shared": lambda: measure_shared(engine, rival, given.rounds) if rival else [],
-        "transformers": lambda: measure_transformers(engine, given.folder, 2),
-        "batching": lambda: measure_batching(engine),
         "start": lambda: measure_start(given.folder, 3),
+        "batching": lambda: measure_batching(engine),
+        "transformers": lambda: measure_transformers(engine, given.folder, 2),
+        "shared": lambda: measure_shared(engine, rival, given.rounds) if rival else [],
     }
+    flags = {"llama_cpp_python": rival.version if rival else None, "built": "GGML_NATIVE=ON, n_ubatch 512, kv_unified"}
     rows: list[dict[str, Any]] = []
     for name in given.only or parts:
         rows += parts[name]()
+        if given.json:  # after each part: a run that is cut short keeps what it has
+            figures = {"threads": torch.get_num_threads(), "clock": CLOCK, "rival": flags, "rows": rows}
+            write_result(given.json, figures, packages=("torch", "transformers"))
     for line in rows:
         print(f"{line['name']:45} {line['ours']:8.1f} {line['rival']:8.1f} {line['ratio']:6.2f}  {line['rival_name']}")
-    if given.json:
-        flags = {
-            "llama_cpp_python": rival.version if rival else None,
-            "built": "GGML_NATIVE=ON, n_ubatch 512, kv_unified",
-        }
-        write_result(
-            given.json,
-            {"threads": torch.get_num_threads(), "clock": CLOCK, "rival": flags, "rows": rows},
-            packages=("torch", "transformers"),
-        )
 
 
 if __name__ == "__main__":

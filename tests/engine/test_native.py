@@ -143,6 +143,18 @@ def test_the_bits_do_not_depend_on_how_the_work_is_cut(
     torch.set_num_threads(1)
 
 
+@pytest.mark.parametrize("num_requests", [1, 3, 4, 16])
+def test_few_and_many_tokens_are_computed_alike_by_more_threads_than_key_heads(
+    int4: Llama, alone: list[Completion], num_requests: int
+):
+    """Steps of fewer than four tokens go another way (see FEW); two key heads leave a thread without one."""
+    torch.set_num_threads(3)
+    found = LLM(int4, config=NATIVE).generate(prompts_of(16)[:num_requests], make_params(16)[:num_requests])
+    torch.set_num_threads(1)
+    for one, other in zip(found, alone, strict=False):
+        assert (one.token_ids, one.logprobs) == (other.token_ids, other.logprobs)
+
+
 def test_low_bit_llamas_take_the_compiled_step_and_others_do_not(dense: Llama, int4: Llama):
     assert isinstance(Engine(int4).runner, NativeRunner)
     assert isinstance(Engine(dense, config=EngineConfig(quantize="int8")).runner, NativeRunner)

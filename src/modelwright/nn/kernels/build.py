@@ -26,7 +26,7 @@ log = get_logger(__name__)
 SOURCES = ("cpu_math.h", "cpu_team.h", "cpu_linear.h", "cpu_attention.h", "cpu_round.h", "cpu_step.cpp")
 NEEDED_FLAGS = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512_bf16"})
 # No contraction: a multiplication and an addition that the source keeps apart stay apart in every copy of a loop.
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-ffp-contract=off", "-shared", "-fPIC", "-pthread", "-w")
+FLAGS = ("-O3", "-march=native", "-std=c++20", "-ffp-contract=off", "-shared", "-fPIC", "-pthread", "-w")
 SECONDS = 120  # a compiler that takes longer is given up
 
 
@@ -68,7 +68,7 @@ class _Build:
 
     def _work(self) -> None:
         try:
-            self.library = _load(compiled())
+            self.library = load(compiled())
         except (OSError, subprocess.SubprocessError) as error:
             self.failure = f"the CPU kernels could not be built: {error}"
             log.warning("%s; the PyTorch path serves", self.failure)
@@ -100,8 +100,8 @@ def failure() -> str | None:
     return _build().failure
 
 
-def compiled() -> Path:
-    """Return the compiled library's file, compiling it if it is not there.
+def compiled(*more_flags: str) -> Path:
+    """Return the compiled library's file, compiling it if it is not there; ``more_flags`` make another library.
 
     Raises:
         OSError: No compiler, or the folder cannot be written.
@@ -112,8 +112,9 @@ def compiled() -> Path:
         raise OSError("no C++ compiler is found")
     here = Path(__file__).parent
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=SECONDS).stdout
+    flags = (*FLAGS, *more_flags)
     digest = hashlib.blake2b(digest_size=10)
-    for part in (*(here.joinpath(name).read_text(encoding="utf-8") for name in SOURCES), *FLAGS, version):
+    for part in (*(here.joinpath(name).read_text(encoding="utf-8") for name in SOURCES), *flags, version):
         digest.update(part.encode() + b"\0")
     digest.update(" ".join(sorted(cpu_flags())).encode())
     target = folder() / f"cpu-{digest.hexdigest()}.so"
@@ -123,7 +124,7 @@ def compiled() -> Path:
     descriptor, name = tempfile.mkstemp(dir=target.parent, suffix=".so.part")
     os.close(descriptor)
     try:
-        command = [compiler, *FLAGS, str(here / SOURCES[-1]), "-o", name]
+        command = [compiler, *flags, str(here / SOURCES[-1]), "-o", name]
         subprocess.run(command, check=True, capture_output=True, timeout=SECONDS)
         os.replace(name, target)
     except BaseException:
@@ -138,7 +139,8 @@ def folder() -> Path:
     return Path(named) if named else Path.home() / ".cache" / "modelwright" / "kernels"
 
 
-def _load(path: Path) -> ctypes.CDLL:
+def load(path: Path) -> ctypes.CDLL:
+    """Return a compiled library with the types of its functions declared."""
     library = ctypes.CDLL(str(path))
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     library.mw_block_bytes.argtypes, library.mw_block_bytes.restype = [number, number], number

@@ -36,9 +36,7 @@ struct Cache {
     }
   }
   // What a freed tile held must not reach an output: a masked key's value is multiplied by zero, and NaN survives that.
-  void clear_values(int64_t tile) const {
-    for (int64_t head = 0; head < num_kv_heads; ++head) std::memset(values(tile, head), 0, TILE * head_dim * 2);
-  }
+  void clear_values(int64_t tile, int64_t head) const { std::memset(values(tile, head), 0, TILE * head_dim * 2); }
 };
 
 // Scores of ROWS rows with 64 keys, hidden ones minus infinity: out[row][tile].

@@ -1,16 +1,33 @@
 // A team of threads that works through one step together: started once, woken for each job, kept in step by barriers.
-// Waiting threads spin for a moment first (a barrier in a step is microseconds away), then yield, then sleep.
+// Waiting threads spin for a moment first (a barrier in a step is microseconds away), then sleep. They never yield: on a
+// busy machine a thread that yields waits for a whole turn of the other program, one that is woken comes next.
 #pragma once
 #include <immintrin.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <cstdint>
-#include <condition_variable>
 #include <functional>
 #include <mutex>
 #include <thread>
 #include <vector>
+
+// Pieces 0, 1, 2, ... of one phase's work, handed out once each: a thread that is held up leaves more to the others.
+struct alignas(64) Counter {
+  std::atomic<int64_t> next{0};
+
+  // Take the next pieces: a share of what is left, so that the last ones are small. False when none is left.
+  bool take(int64_t count, int num_threads, int64_t* begin, int64_t* end) {
+    int64_t from = next.load(std::memory_order_relaxed), size;
+    do {
+      if (from >= count) return false;
+      size = num_threads == 1 ? count - from : (count - from + 2 * num_threads - 1) / (2 * num_threads);
+    } while (!next.compare_exchange_weak(from, from + size, std::memory_order_relaxed));
+    *begin = from;
+    *end = from + size;
+    return true;
+  }
+};
 
 class Team {
  public:
@@ -29,13 +46,10 @@ class Team {
       workers_.back().detach();
     }
     num_left_.store(num_threads - 1);
-    {
-      std::lock_guard<std::mutex> lock(door_);
-      job_.store(((job_.load() >> 8) + 1) << 8 | std::uint32_t(num_threads));
-    }
-    bell_.notify_all();
+    job_.store(((job_.load() >> 8) + 1) << 8 | std::uint32_t(num_threads));
+    job_.notify_all();
     work(0);
-    wait_until([this] { return num_left_.load(std::memory_order_acquire) == 0; });
+    for (int left; (left = num_left_.load(std::memory_order_acquire)) != 0;) wait(num_left_, left, 4000);
   }
 
   // Every thread of the present job waits here for the others.
@@ -44,58 +58,49 @@ class Team {
     const int round = round_.load(std::memory_order_acquire);
     if (num_arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
       num_arrived_.store(0, std::memory_order_relaxed);
-      round_.store(round + 1, std::memory_order_release);
+      round_.store(round + 1);
+      round_.notify_all();  // a system call only if somebody sleeps
     } else {
-      wait_until([this, round] { return round_.load(std::memory_order_acquire) != round; });
+      wait(round_, round, 4000);
     }
   }
-
-  // Numbers 0, 1, 2, ... handed out once each, for work of uneven size. Thread 0 resets it between two barriers.
-  std::atomic<int> next{0};
 
   int size() const { return size_; }
 
  private:
-  template <class Condition>
-  static bool spin(Condition is_met, int num_tries) {
+  template <class Number>
+  static void wait(std::atomic<Number>& word, Number old, int num_tries) {  // until it is no longer `old`
     for (int i = 0; i < num_tries; ++i) {
-      if (is_met()) return true;
+      if (word.load(std::memory_order_acquire) != old) return;
       _mm_pause();
     }
-    return false;
-  }
-
-  template <class Condition>
-  static void wait_until(Condition is_met) {
-    while (!spin(is_met, 4000)) std::this_thread::yield();
+    word.wait(old);
   }
 
   void serve(int index, std::uint32_t seen) {
     for (;;) {
-      const auto called = [&] { return job_.load(std::memory_order_acquire) != seen; };
-      if (!spin(called, 20000)) {
-        std::unique_lock<std::mutex> lock(door_);
-        bell_.wait(lock, called);
-      }
+      wait(job_, seen, 20000);
       seen = job_.load();
       if (index < int(seen & 255)) {
         (*work_)(index);
-        num_left_.fetch_sub(1, std::memory_order_release);
+        if (num_left_.fetch_sub(1) == 1) num_left_.notify_all();
       }
     }
   }
 
-  std::mutex entrance_, door_;
-  std::condition_variable bell_;
+  std::mutex entrance_;
   std::vector<std::thread> workers_;
   pid_t process_ = getpid();
   const std::function<void(int)>* work_ = nullptr;
   int size_ = 1;
-  std::atomic<std::uint32_t> job_{0};  // its number, then 8 bits: how many threads it has
-  std::atomic<int> num_left_{0}, num_arrived_{0}, round_{0};
+  // Each on a cache line of its own: who waits for one of them is not disturbed by changes of another.
+  alignas(64) std::atomic<std::uint32_t> job_{0};  // its number, then 8 bits: how many threads it has
+  alignas(64) std::atomic<int> num_left_{0};
+  alignas(64) std::atomic<int> num_arrived_{0};
+  alignas(64) std::atomic<int> round_{0};
 };
 
-inline Team& team() {
+static Team& team() {
   static Team* one = new Team();  // never destroyed: its threads may outlive the statics
   return *one;
 }
