@@ -1,14 +1,16 @@
-"""Every causal attention family in the engine: pages, chunks and shared prefixes give what stepping gives, greedily."""
+"""Every causal family in the engine: pages, states, chunks and shared prefixes give what stepping gives, greedily."""
 
 from dataclasses import replace
 
 import pytest
 import torch
+from tests.engine.conftest import needs_bf16
 
 from modelwright.base.errors import ConfigError
 from modelwright.base.types import SamplingParams
 from modelwright.engine.engine import EngineConfig
 from modelwright.engine.llm import LLM
+from modelwright.engine.speculative import SpeculationConfig
 from modelwright.models.deepseek import Deepseek, DeepseekConfig
 from modelwright.models.gemma import Gemma, Gemma1, GemmaConfig, GemmaRope
 from modelwright.models.gpt2 import GPT2, GPT2Config
@@ -174,9 +176,37 @@ def test_a_window_that_is_ignored_would_show(family):
     assert step_greedily(model, prompt, 16) != step_greedily(blind, prompt, 16)
 
 
+@pytest.mark.parametrize("cutting", ["whole", "chunks of 7, blocks of 5", "too little memory"])
 @pytest.mark.parametrize("family", RECURRENT)
-def test_a_recurrent_model_is_refused_by_name(family):
-    model = make_model(family)
-    with pytest.raises(ConfigError, match=rf"Layer 0 of this {type(model).__name__} keeps a recurrent state"):
-        LLM(model)
-    assert len(step_greedily(model, make_prompts()[0], 4)) == 4  # and runs as the message says
+def test_a_recurrent_model_writes_what_stepping_writes(family, cutting):
+    model, prompts = make_model(family), make_prompts()
+    expected = [step_greedily(model, prompt, 40) for prompt in prompts]
+    assert len(set(map(tuple, expected))) == len(prompts), "the model's answers depend on the prompt"
+    tight = EngineConfig(max_context=170, num_blocks=23, block_size=8, max_tokens_per_step=40)
+    llm = LLM(model, config=CUTTINGS.get(cutting, tight))
+    params = replace(GREEDY, max_tokens=40)
+    assert [list(c.token_ids) for c in llm.generate(prompts, params)] == expected
+    assert [list(c.token_ids) for c in llm.generate(prompts, params)] == expected
+    assert (llm.stats().num_preemptions > 0) == (cutting == "too little memory")
+    assert llm.stats().cached_tokens == 0, "a state is that of one position: prefixes are not shared"
+    llm.engine.pool.check([])
+
+
+@needs_bf16
+@pytest.mark.parametrize("family", RECURRENT)
+def test_states_are_the_same_bits_however_the_work_is_cut(family):
+    model, prompts = make_model(family, torch.bfloat16), make_prompts()
+    params = [SamplingParams(temperature=t, seed=i, max_tokens=40) for i, t in enumerate((0.0, 0.8, 1.0, 0.8))]
+    alone = [LLM(model).generate(p, q)[0] for p, q in zip(prompts, params, strict=True)]
+    for cutting in (*CUTTINGS.values(), EngineConfig(max_context=170, num_blocks=24, block_size=8)):
+        together = LLM(model, config=cutting).generate(prompts, params)
+        assert [(c.token_ids, c.logprobs) for c in together] == [(c.token_ids, c.logprobs) for c in alone]
+
+
+def test_what_a_state_cannot_do_is_refused_by_name():
+    model = make_model("mamba")
+    with pytest.raises(ConfigError, match="speculation is set, and a Mamba keeps a recurrent state: it cannot go back"):
+        LLM(model, config=EngineConfig(speculation=SpeculationConfig()))
+    with pytest.raises(ConfigError, match="kv_dtype is set, and a Mamba .* there are no keys and values"):
+        LLM(model, config=EngineConfig(kv_dtype="int8"))
+    assert len(LLM(make_model("hybrid"), config=EngineConfig(kv_dtype="int8")).generate([[1, 2]], GREEDY)) == 1

@@ -8,7 +8,7 @@ from modelwright.base.errors import CapacityError, RequestError
 from modelwright.base.types import SamplingParams
 from modelwright.engine.kv_cache import BlockPool
 from modelwright.engine.request import Request, make_request
-from modelwright.engine.scheduler import Chunk, Scheduler
+from modelwright.engine.scheduler import MAX_OVERTAKEN, Chunk, Scheduler, _rank
 
 
 def make_scheduler(num_blocks=9, block_size=4, max_running=4, budget=16, max_waiting=1000) -> Scheduler:
@@ -30,6 +30,7 @@ def play(scheduler: Scheduler) -> list[Chunk]:
         assert chunk.start == chunk.request.num_computed
     assert len({c.request.id for c in chunks}) == len(chunks)
     assert sum(c.num_tokens for c in chunks) <= max(scheduler.max_tokens_per_step, len(scheduler.running))
+    assert scheduler.running == sorted(scheduler.running, key=_rank), "those who give way first stand last"
     scheduler.complete(chunks)
     for chunk in chunks:
         request = chunk.request
@@ -122,7 +123,7 @@ def test_a_preempted_request_finds_its_own_blocks_again_but_does_not_count_them_
     request = make(scheduler, 0, [1, 2, 3, 4, 5], 4)
     scheduler.add(request)
     play(scheduler)
-    assert scheduler._preempt_newest() is request
+    assert scheduler._preempt_last() is request
     (chunk,) = play(scheduler)
     assert chunk.start == 4 and request.num_cached == 0
 
@@ -187,3 +188,107 @@ def test_a_tenant_with_many_requests_does_not_hold_up_one_with_few():
                 order.append(chunk.request.tenant)
                 scheduler.remove(chunk.request)
     assert order == ["many", "few", "many", "few", "many", "many", "many", "many"]
+
+
+def play_until_done(scheduler: Scheduler, most: int) -> list[int]:
+    """Return the ids of the requests in the order in which they ended."""
+    ended: list[int] = []
+    for _ in range(most):
+        before = list(scheduler.requests())
+        play(scheduler)
+        ended += [r.id for r in before if r.is_finished]
+        if not (scheduler.running or scheduler.waiting):
+            return ended
+    raise AssertionError("requests are left")
+
+
+def make_urgent(scheduler: Scheduler, id: int, priority: int, prompt: list[int] | None = None, max_tokens=2) -> Request:
+    params = SamplingParams(max_tokens=max_tokens, priority=priority)
+    return make_request(id, prompt or [id], params, max_context=scheduler.max_context, vocab_size=1000)
+
+
+def test_a_smaller_priority_goes_first_and_equal_ones_in_order():
+    scheduler = make_scheduler(max_running=1)
+    for id, priority in enumerate([0, 5, -1, 5, 0, -1]):
+        scheduler.add(make_urgent(scheduler, id, priority))
+    assert play_until_done(scheduler, 100) == [2, 5, 0, 4, 1, 3]
+
+
+def test_when_blocks_run_out_the_least_urgent_gives_way():
+    scheduler = make_scheduler(num_blocks=9, block_size=4, max_running=4, budget=64)
+    low = make_urgent(scheduler, 0, 9, [1] * 12, 16)
+    scheduler.add(low)
+    play(scheduler)
+    high = make_urgent(scheduler, 1, 0, [2] * 12, 16)
+    scheduler.add(high)
+    assert play_until_done(scheduler, 200) == [1, 0]
+    assert (low.num_preemptions, high.num_preemptions) == (1, 0)
+
+
+def test_nobody_starves_behind_an_endless_row_of_urgent_requests():
+    scheduler = make_scheduler(max_running=1)
+    patient = [make_urgent(scheduler, id, 7) for id in range(2)]
+    for request in patient:
+        scheduler.add(request)
+    for id in range(2, 600):
+        scheduler.add(make_urgent(scheduler, id, 0))
+        if len(scheduler.waiting) > 3:
+            play(scheduler)
+            play(scheduler)
+        if all(r.is_finished for r in patient):
+            break
+    assert all(r.is_finished for r in patient)
+    assert MAX_OVERTAKEN < id < 3 * MAX_OVERTAKEN + 20, "they were held up, and for so long only"
+    assert play_until_done(scheduler, 3000)
+
+
+class Guesser:
+    """Drafts that are nonsense; the scheduler alone is tested here."""
+
+    def propose(self, request: Request, limit: int) -> list[int]:
+        return [3] * min(limit, 1 + request.id % 4)
+
+    def learn(self, request: Request, num_drafted: int, num_accepted: int) -> None: ...
+
+    def forget(self, request: Request) -> None: ...
+
+
+@settings(max_examples=80, deadline=None)
+@given(data=st.data())
+def test_random_traffic_with_priorities_tenants_and_drafts(data: st.DataObject):
+    """The model: a set of requests, each of which has to end with exactly its tokens, and blocks that add up."""
+    scheduler = make_scheduler(
+        num_blocks=1 + data.draw(st.integers(3, 12), label="blocks"),
+        block_size=data.draw(st.integers(1, 4), label="block_size"),
+        max_running=data.draw(st.integers(1, 5), label="max_running"),
+        budget=data.draw(st.integers(1, 20), label="budget"),
+    )
+    scheduler.proposer = Guesser()
+    requests: list[Request] = []
+    for _ in range(data.draw(st.integers(1, 30), label="events")):
+        event = data.draw(st.sampled_from(["add", "add", "step", "step", "abort"]))
+        if event == "add" and scheduler.max_context > 1:
+            prompt = data.draw(st.lists(st.integers(0, 1), min_size=1, max_size=scheduler.max_context - 1))
+            priority = data.draw(st.integers(-2, 2))
+            params = SamplingParams(max_tokens=data.draw(st.integers(1, 8)), priority=priority)
+            tags = {"tenant": data.draw(st.sampled_from("ab"))}
+            most = scheduler.max_context
+            request = make_request(len(requests), prompt, params, max_context=most, vocab_size=9, tags=tags)
+            requests.append(request)
+            scheduler.add(request)
+        elif event == "abort" and requests:
+            request = data.draw(st.sampled_from(requests))
+            if not request.is_finished:
+                request.finish_reason = "abort"
+            scheduler.remove(request)
+        else:
+            play(scheduler)
+        holders = [block for r in scheduler.running for block in r.block_table]
+        shared = {block for block in holders if holders.count(block) > 1}
+        for r in scheduler.running:  # a shared block is one of whole, computed, equal tokens; the others' is their own
+            assert not shared & set(r.block_table[len(r.block_hashes) :]), "a block is shared that is still written"
+    bound = 20 + sum((len(r.prompt_ids) + r.max_tokens) * 3 for r in requests) * max(1, len(requests))
+    play_until_done(scheduler, bound)
+    assert all(r.is_finished for r in requests)
+    assert all(r.finish_reason == "abort" or r.num_output == r.max_tokens for r in requests)
+    assert scheduler.pool.num_free == scheduler.pool.num_usable, "blocks leaked"

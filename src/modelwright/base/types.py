@@ -6,7 +6,7 @@ local engine or a remote endpoint stands behind it.
 
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, Literal, Protocol
 
 SEED_STRIDE = 0x9E3779B97F4A7C15  # odd, so that the seeds of a prompt's completions all differ
@@ -73,6 +73,11 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=dict)  # added to the logits of these tokens
     bad_words: tuple[str, ...] = ()  # texts that never come
     n: int = 1  # completions of one prompt, each with a seed of its own
+    best_of: int | None = None  # completions drawn, of which the n with the best mean log-probability are kept
+    beam_width: int | None = None  # beam search in place of drawing; None: draw
+    length_penalty: float = 1.0  # of a beam's score: sum of log-probabilities / length ** this
+    early_stopping: bool = False  # a beam search ends with the first beam_width finished beams
+    priority: int = 0  # requests with a smaller one go first
     logprobs: int | None = None  # so many of the likeliest tokens are told at each position; None: none
     prompt_logprobs: bool = False  # the log-probability of each prompt token is told too
     json_schema: Mapping[str, Any] | str | None = None  # the completion is JSON of this schema; None: free
@@ -112,18 +117,43 @@ class SamplingParams:
             ("logit_bias", self.logit_bias, all(-100 <= b <= 100 for b in self.logit_bias.values()), "-100 to 100"),
             ("bad_words", self.bad_words, all(isinstance(w, str) and w for w in self.bad_words), "non-empty texts"),
             ("n", self.n, 1 <= self.n <= 128, "from 1 to 128"),
+            ("best_of", self.best_of, self.best_of is None or self.n <= self.best_of <= 128, "from n to 128, or None"),
+            ("beam_width", self.beam_width, self.beam_width is None or self.n <= self.beam_width <= 32, "from n to 32"),
+            ("length_penalty", self.length_penalty, -10 <= self.length_penalty <= 10, "from -10 to 10"),
+            ("priority", self.priority, abs(self.priority) < 2**31, "a whole number below 2**31"),
             ("logprobs", self.logprobs, self.logprobs is None or 0 <= self.logprobs <= 100, "from 0 to 100, or None"),
         )
         for name, value, is_right, expected in rules:
             if not is_right:
                 raise RequestError(f"{name} is {value!r}; it must be {expected}.", param=name, code="invalid_value")
 
+        self._check_beams()
+
+    def _check_beams(self) -> None:
+        """Refuse what would have no effect: a beam search draws nothing, and its settings mean nothing without it."""
+        from modelwright.base.errors import RequestError
+
+        if self.beam_width is None:
+            lost = [name for name in ("length_penalty", "early_stopping") if getattr(self, name) != DRAWN[name]]
+            what = "has no effect without beam_width. Give beam_width, or leave it out."
+        else:
+            lost = [name for name, value in DRAWN.items() if name not in BEAM and getattr(self, name) != value]
+            what = f"has no effect on a beam search, which takes only {', '.join(sorted(BEAM))}. Leave it out."
+        if lost:
+            raise RequestError(f"{lost[0]} is {getattr(self, lost[0])!r} and {what}", param=lost[0])
+
     def split(self) -> list["SamplingParams"]:
-        """Return the params of each of the ``n`` completions; the first keeps the seed, the others' follow from it."""
-        if self.n == 1:
+        """Return the params of each completion to draw; the first keeps the seed, the others' follow from it."""
+        count = self.best_of or self.n
+        if count == 1:
             return [self]
         seed = secrets.randbits(63) if self.seed is None else self.seed
-        return [replace(self, n=1, seed=seed + SEED_STRIDE * i) for i in range(self.n)]
+        return [replace(self, n=1, best_of=None, seed=seed + SEED_STRIDE * i) for i in range(count)]
+
+
+DRAWN = {f.name: f.default for f in fields(SamplingParams) if f.default is not MISSING} | {"logit_bias": {}}
+BEAM = frozenset({"beam_width", "length_penalty", "early_stopping", "n", "max_tokens", "ignore_eos", "priority"})
+BEAM |= {"temperature", "seed"}  # servers fill these in; nothing is drawn
 
 
 TopLogprobs = tuple[tuple[int, float], ...]  # token ids and natural log-probabilities, likeliest first

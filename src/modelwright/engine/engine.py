@@ -5,6 +5,7 @@ thread at a time may use it. `llm.LLM` drives it for offline use, `stream.AsyncE
 """
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +18,19 @@ from modelwright.base.errors import CheckpointError, ConfigError, RequestError
 from modelwright.base.logs import get_logger
 from modelwright.base.types import Delta, FinishReason, SamplingParams
 from modelwright.engine.adapters import Adapters
+from modelwright.engine.beam import check_beams
 from modelwright.engine.grammar import FORMS, Grammar, GrammarCompiler
 from modelwright.engine.kv_cache import BlockPool
+from modelwright.engine.kv_store import KV_DTYPES
+from modelwright.engine.pace import Pace
 from modelwright.engine.prepare import BITS, DTYPES, KERNELS, Steps, prepare_model
+from modelwright.engine.proposers import make_proposer
+from modelwright.engine.recurrent import is_recurrent, refuse_recurrent
 from modelwright.engine.request import Piece, Request, make_request
 from modelwright.engine.runner import Runner
 from modelwright.engine.sampler import Draw, Drawn, sample
 from modelwright.engine.scheduler import Chunk, Scheduler
-from modelwright.engine.speculative import PROPOSERS, SpeculationConfig
+from modelwright.engine.speculative import SpeculationConfig
 from modelwright.engine.stop import Speech
 from modelwright.tokenizer.bpe import Tokenizer
 from modelwright.tokenizer.formats import load_tokenizer
@@ -50,8 +56,8 @@ class EngineConfig:
     has_prefix_cache: bool = True
     speculation: SpeculationConfig | None = None  # None: one token a step and request
     quantize: str | None = None  # int8 or int4: round 16-bit weights while loading; None: as they are
+    kv_dtype: str | None = None  # int8 or int4: round keys and values in the cache; None: as the weights are
     kernels: str | None = None  # native (compiled) or plain (PyTorch); None: native for low-bit Llamas where it can be
-
     adapter_bytes: int | None = None  # memory for LoRA adapters; None: 512 MB
 
     def __post_init__(self) -> None:
@@ -60,7 +66,7 @@ class EngineConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if self.dtype is not None and self.dtype not in DTYPES:
             raise ConfigError(f"dtype is {self.dtype!r}; known: {', '.join(DTYPES)}. Leave it out to decide for you.")
-        for name, known in (("quantize", tuple(BITS)), ("kernels", KERNELS)):
+        for name, known in (("quantize", tuple(BITS)), ("kernels", KERNELS), ("kv_dtype", KV_DTYPES)):
             if getattr(self, name) not in (None, *known):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; known: {', '.join(known)}. Or leave it out.")
         if self.num_blocks is not None and self.kv_cache_bytes is not None:
@@ -113,16 +119,29 @@ class Engine:
         self.stop_ids = _stop_ids(self.model_config, tokenizer)
         block_size = self.config.block_size
         num_blocks = _num_blocks(module, next(module.parameters()).dtype, self.config)
-        self._steps = Steps(module, num_blocks=num_blocks, block_size=block_size, kernels=self.config.kernels)
-        self.pool = BlockPool(num_blocks, block_size, self.config.has_prefix_cache)
+        self._steps = Steps(
+            module,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            kernels=self._kernels(),
+            kv_dtype=self.config.kv_dtype,
+        )
         speculation = self.config.speculation
+        has_states = is_recurrent(module.cache_layout())
+        if has_states:
+            refuse_recurrent(module, {"speculation": (speculation, "it cannot go back behind a wrong guess")})
+        self.pool = BlockPool(num_blocks, block_size, self.config.has_prefix_cache and not has_states)
+        proposer = None
+        if speculation is not None:
+            proposer = make_proposer(speculation, module, tokenizer, block_size=block_size, num_blocks=num_blocks)
         self.scheduler = Scheduler(
             self.pool,
             max_running=self.config.max_running,
             # A forward pass refuses more tokens than the model's context, even when they are of many requests.
             max_tokens_per_step=min(self.config.max_tokens_per_step, self.model_config.max_seq_len),
             max_waiting=self.config.max_waiting,
-            proposer=None if speculation is None else PROPOSERS[speculation.method](speculation),
+            proposer=proposer,
+            pace=Pace() if speculation is not None and speculation.is_timed else None,
         )
         wanted = self.config.max_context or self.model_config.max_seq_len
         self.max_context = min(wanted, self.model_config.max_seq_len, self.scheduler.max_context)
@@ -141,6 +160,18 @@ class Engine:
         self._num_prompt = self._num_cached = self._num_completion = 0
         self._num_drafted = self._num_accepted = 0
 
+    def _kernels(self) -> str | None:
+        """Return which kernels are asked for; heads guess from hidden states, which the compiled step does not tell."""
+        speculation, kernels = self.config.speculation, self.config.kernels
+        if speculation is None or speculation.method != "medusa":
+            return kernels
+        if kernels == "native":
+            raise ConfigError(
+                "kernels is 'native' and speculation.method is 'medusa', which reads what the compiled step does not "
+                "tell. Leave kernels out, or speculate by 'ngram'."
+            )
+        return "plain"
+
     @property
     def runner(self) -> Any:
         """What computes the steps: a `Runner`, or a `NativeRunner`."""
@@ -157,7 +188,7 @@ class Engine:
         Args:
             prompt_ids: Token ids, special ones included.
             params: How the completion is drawn.
-            tags: Requests share prefix blocks only with those of equal tags (tenant; ``adapter`` is the name of one that
+            tags: Requests share prefix blocks only with those of equal tags (tenant; ``adapter``: the name of one that
                 `adapters` has loaded).
 
         Raises:
@@ -180,7 +211,15 @@ class Engine:
             stop_ids=self.stop_ids,
             tags=tags,
         )
+        if adapter is not None and is_recurrent(self.model.cache_layout()):
+            raise RequestError(
+                f"The adapter {adapter.name!r} was asked for, and a {type(self.model).__name__} has a recurrent state: "
+                "adapters are computed for attention models alone. Merge the adapter into the model.",
+                param="model",
+            )
         request.adapter = adapter
+        if params.beam_width is not None:
+            check_beams(params, self.model_config.vocab_size, len(request.stop_ids))
         request.bad_words = self._bad_words(params)
         request.grammar = self._grammar(params)
         return request
@@ -229,6 +268,7 @@ class Engine:
 
     def step(self) -> list[Piece]:
         """Compute one step and return what it added, in order of arrival; nothing if there is no work."""
+        started = time.perf_counter()
         if not self.scheduler.is_under_way and self._steps.take_over():
             self.pool.forget_all()  # the two lay blocks out differently
         chunks = self.scheduler.schedule()
@@ -247,9 +287,22 @@ class Engine:
             rows = [first_rows[chunk.request.id] + turn for chunk in ready]
             drawn = sample(logits[rows], [self._draw(chunk.request) for chunk in ready])
             pieces += [self._extend(chunk.request, d) for chunk, d in zip(ready, drawn, strict=True)]
+            self._show_hidden(ready, rows)
             ready = [c for c, d in zip(ready, drawn, strict=True) if self._agrees(c, turn, d.token)]
             turn += 1
+        pace = self.scheduler.pace
+        if pace is not None and all(chunk.num_tokens == 1 for chunk in chunks):
+            seconds = time.perf_counter() - started
+            pace.note(len(chunks), len(pieces), seconds, has_drafts=any(chunk.draft for chunk in chunks))
         return pieces
+
+    def _show_hidden(self, chunks: Sequence[Chunk], rows: Sequence[int]) -> None:
+        """Give a proposer that wants them the states that the requests' last tokens were drawn from."""
+        proposer: Any = self.scheduler.proposer
+        if getattr(proposer, "wants_hidden", False):
+            for chunk, row in zip(chunks, rows, strict=True):
+                if not chunk.request.is_finished:
+                    proposer.see(chunk.request, self.runner.hidden_rows[row])
 
     def _agrees(self, chunk: Chunk, turn: int, token: int) -> bool:
         """Note how a request's draft fares; True when the next row of its logits is valid and wanted."""
@@ -386,7 +439,7 @@ def _num_blocks(model: Any, dtype: torch.dtype, config: EngineConfig) -> int:
         if config.num_blocks < 2:
             raise ConfigError(f"num_blocks is {config.num_blocks}; one is reserved, so it must be at least 2.")
         return config.num_blocks
-    block_bytes = Runner.block_bytes(model, dtype, config.block_size)
+    block_bytes = Runner.block_bytes(model, dtype, config.block_size, config.kv_dtype)
     budget = config.kv_cache_bytes or DEFAULT_KV_CACHE_BYTES
     if budget < 2 * block_bytes:
         raise ConfigError(
@@ -397,4 +450,4 @@ def _num_blocks(model: Any, dtype: torch.dtype, config: EngineConfig) -> int:
     useful = config.max_running * -(-context // config.block_size) + 1
     if config.has_prefix_cache:
         useful *= 2  # room for prefixes that nobody holds
-    return min(budget // block_bytes, useful)
+    return min(budget // block_bytes, useful) if block_bytes else useful

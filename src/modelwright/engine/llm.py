@@ -6,8 +6,8 @@ step, so streams that are open at the same time share the batch.
 
 import asyncio
 import threading
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -17,6 +17,14 @@ from torch import nn
 
 from modelwright.base.errors import ModelwrightError, RequestError
 from modelwright.base.types import Completion, Delta, Message, SamplingParams
+from modelwright.engine.beam import (
+    BeamSearch,
+    best_completions,
+    join_completions,
+    refuse_whole,
+    search_completions,
+    step_params,
+)
 from modelwright.engine.engine import Engine, EngineConfig, EngineStats
 from modelwright.engine.request import Answer, Piece, Request
 from modelwright.tokenizer.bpe import Tokenizer
@@ -129,7 +137,7 @@ class LLM:
 
         Returns:
             One completion a prompt, in order; a single prompt gives a list of one. With ``n`` > 1 the further
-            completions of a prompt stand in ``others``.
+            completions of a prompt stand in ``others``; those of ``best_of`` and of a beam search, best first.
 
         Raises:
             RequestError: A prompt is empty or too long, or the counts differ; nothing has been computed then.
@@ -148,11 +156,29 @@ class LLM:
                 param="adapter",
             )
         checked: list[Request] = []
+        searches: list[tuple[Request, SamplingParams, dict[str, str] | None]] = []
         for prompt, one, name in zip(listed, each, names, strict=True):
             ids = self._encode(prompt)  # type: ignore[arg-type]
-            checked += [self.engine.check(ids, p, _tags(name)) for p in one.split()]
+            if one.beam_width is not None:
+                searches.append((self.engine.check(ids, one, _tags(name)), one, _tags(name)))
+            else:
+                checked += [self.engine.check(ids, p, _tags(name)) for p in one.split()]
         done = iter(self._finish(checked))
-        return [_join([next(done) for _ in range(one.n)]) for one in each]
+        found = iter([self._search(*search) for search in searches])
+        return [next(found) if one.beam_width is not None else _best(done, one) for one in each]
+
+    def _search(self, request: Request, params: SamplingParams, tags: dict[str, str] | None) -> Completion:
+        """Search the best completions of a checked prompt by beams, all open ones in each step."""
+        search = BeamSearch(params, request.stop_ids, request.max_tokens)
+        one_step = step_params(params, search.num_alternatives)
+        cached: int | None = None
+        while not search.is_done:
+            texts = [(*request.prompt_ids, *beam.token_ids) for beam in search.open]
+            done = self._finish([self.engine.check(ids, one_step, tags) for ids in texts])
+            cached = done[0].usage.cached_tokens if cached is None else cached
+            search.extend([completion.top_logprobs[0] for completion in done if completion.top_logprobs])
+        decode = self.engine.tokenizer.decode if self.engine.tokenizer is not None else None
+        return join_completions(search_completions(search, len(request.prompt_ids), cached or 0, decode))
 
     def chat(
         self, messages: Sequence[Message], params: SamplingParams | None = None, *, adapter: str | None = None
@@ -268,6 +294,7 @@ class LLM:
         return [answer.completion() for answer in answers]
 
     def _stream(self, request: Request) -> Generator[Delta, None, None]:
+        refuse_whole(request.params)
         self._submit(request)
         try:
             while True:
@@ -307,8 +334,9 @@ class LLM:
                 self._pieces.pop(request.id, None)
 
 
-def _join(completions: list[Completion]) -> Completion:
-    return completions[0] if len(completions) == 1 else replace(completions[0], others=tuple(completions[1:]))
+def _best(done: Iterator[Completion], params: SamplingParams) -> Completion:
+    """Take the draws of one prompt and keep the ones asked for."""
+    return join_completions(best_completions([next(done) for _ in range(params.best_of or params.n)], params))
 
 
 def _tags(adapter: str | None) -> dict[str, str] | None:

@@ -23,7 +23,8 @@ from modelwright.base.device import has_fast_bf16, pick_device
 from modelwright.base.errors import ConfigError
 from modelwright.base.logs import get_logger
 from modelwright.engine.native import NativeRunner, is_low_bit, refusal
-from modelwright.engine.runner import Runner, refuse_unpaged
+from modelwright.engine.recurrent import RecurrentRunner, is_recurrent, refuse_recurrent
+from modelwright.engine.runner import Runner
 from modelwright.models.decoder import Decoder
 from modelwright.models.gguf import read_gguf
 from modelwright.models.weights import load_model
@@ -49,7 +50,7 @@ def prepare_model(
     """Return a causal model in evaluation mode; a given module is moved if asked to, and never rounded itself.
 
     Raises:
-        ConfigError: The model does not write text, or keeps what cannot be paged.
+        ConfigError: The model does not write text.
     """
     dtype = DTYPES[dtype_name] if dtype_name else None
     if isinstance(model, nn.Module):
@@ -68,7 +69,6 @@ def prepare_model(
             f"The model is a {type(model).__name__}, which does not write text; "
             "the engine runs causal language models such as LlamaForCausalLM."
         )
-    refuse_unpaged(model, model.cache_layout())
     return (model if quantize is None else rounded(model, quantize)).eval()
 
 
@@ -110,24 +110,36 @@ class Steps:
         num_blocks: Of the cache.
         block_size: Positions in a block.
         kernels: "native", "plain", or None to decide.
+        kv_dtype: "int8" or "int4" for a rounded cache, which the compiled step does not have.
 
     Raises:
         ConfigError: "native" was asked for and cannot be.
     """
 
-    def __init__(self, model: nn.Module, *, num_blocks: int, block_size: int, kernels: str | None):
+    def __init__(
+        self, model: nn.Module, *, num_blocks: int, block_size: int, kernels: str | None, kv_dtype: str | None = None
+    ):
         self._sizes = {"num_blocks": num_blocks, "block_size": block_size}
         self._model = model
         self._coming: NativeRunner | None = None
         why_not = refusal(model, block_size)
+        if kv_dtype is not None:
+            why_not = why_not or f"its cache is not rounded, and kv_dtype is {kv_dtype!r}"
         if kernels == "native":
             why_not = why_not or (None if build.wait() is not None else build.failure())
             if why_not is not None:
                 raise ConfigError(f"kernels='native' cannot be: {why_not}. Leave it out to let the engine decide.")
+        if is_recurrent(model.cache_layout()):  # type: ignore[operator]
+            has_attention = any(cache.num_kv_heads for cache in model.cache_layout())  # type: ignore[operator]
+            refuse_recurrent(model, {"kv_dtype": (kv_dtype and not has_attention, "there are no keys and values")})
+            self.runner: Any = RecurrentRunner(model, **self._sizes, kv_dtype=kv_dtype)
+            return
         is_wanted = kernels == "native" or (kernels is None and why_not is None and is_low_bit(model))
         library = build.wait(LOAD_SECONDS) if is_wanted else None
-        self.runner: Any = (
-            Runner(model, **self._sizes) if library is None else NativeRunner(model, library, **self._sizes)
+        self.runner = (
+            Runner(model, **self._sizes, kv_dtype=kv_dtype)
+            if library is None
+            else NativeRunner(model, library, **self._sizes)
         )
         if is_wanted and library is None and build.failure() is None:
             threading.Thread(target=self._make, name="native-step", daemon=True).start()

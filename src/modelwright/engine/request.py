@@ -41,6 +41,9 @@ class Request:
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.prompt_ids)
+        self.memory: Any = None  # the runner's: states of recurrent layers, a `modelwright.engine.recurrent.Past`
+        self.arrival = 0  # the scheduler's: which request this is, counted from the first
+        self.num_overtaken = 0  # and how often later ones were admitted before it, or took its blocks
         self.adapter: Any = None  # the `modelwright.engine.adapters.Adapter` that it asks for
 
     @property

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modelwright.base.errors import ConfigError
+from modelwright.engine.kv_store import KVStore, make_store, slot_bytes
 from modelwright.engine.scheduler import Chunk
 from modelwright.models.decoder import LayerCache
 from modelwright.nn.attention import NO_RULE, AttentionRule
@@ -82,8 +83,8 @@ class StepPlan:
 class PagedState:
     """What the attention layers see of the cache during one step."""
 
-    def __init__(self, pools: Sequence[Tensor], plan: StepPlan):
-        self.pools = pools  # of each layer: (slots, K, Hk + Hv), a key and its value side by side
+    def __init__(self, stores: Sequence[KVStore], plan: StepPlan):
+        self.stores = stores  # of each layer
         self.plan = plan
 
     def memory(self, layer_index: int) -> dict[str, Tensor]:
@@ -130,14 +131,12 @@ class PagedState:
         """
         if bias is not None:
             raise ConfigError("The engine does not add position biases to paged attention; use model.new_state.")
-        pool = self.pools[layer_index]
+        store = self.stores[layer_index]
         num_real = self.plan.slots.shape[0]
-        pool.index_copy_(0, self.plan.slots, torch.cat((k[0, :num_real], v[0, :num_real]), dim=-1))
+        store.write(self.plan.slots, k[0, :num_real], v[0, :num_real])
         results = []
         for gather in self.plan.gathers:
-            fetched = pool.index_select(0, gather.slots.flatten())
-            both = fetched.view(*gather.slots.shape, *pool.shape[1:]).transpose(1, 2)  # (U, K, S, Hk + Hv)
-            keys, values = both.split((k.shape[-1], v.shape[-1]), dim=-1)
+            keys, values = store.read(gather.slots, q.dtype)  # (U, K, S, H)
             for group in gather.groups:
                 results.append(_attend_tiles(q[0], keys, values, group, scale, rule))
         rows = results[0] if len(results) == 1 else torch.cat(results)  # (tile rows, N, Hv)
@@ -285,30 +284,28 @@ def refuse_unpaged(model: nn.Module, layout: Sequence[LayerCache]) -> None:
 class Runner:
     """Holds the model and the memory of the paged cache, and computes steps."""
 
-    def __init__(self, model: nn.Module, *, num_blocks: int, block_size: int):
+    def __init__(self, model: nn.Module, *, num_blocks: int, block_size: int, kv_dtype: str | None = None):
         parameter = next(p for p in model.parameters() if p.is_floating_point())
         self.model: Any = model
         self.dtype, self.device = parameter.dtype, parameter.device
         layout = model.cache_layout()  # type: ignore[operator]
         refuse_unpaged(model, layout)
-        # Not filled: slots are read only after they were written, and the system commits memory as it is touched.
-        self.pools = [
-            torch.empty(
-                num_blocks * block_size, c.num_kv_heads, c.key_dim + c.value_dim, dtype=self.dtype, device=self.device
-            )
-            for c in layout
-        ]
+        self.stores = [make_store(num_blocks * block_size, c, self.dtype, self.device, kv_dtype) for c in layout]
         for pool in self.pools:
             pool[:block_size] = 0  # the null block
+        self.hidden_rows: Tensor | None = None  # (R, D) what the last step's logits were made from
         smallest = min(p.numel() for p in model.parameters() if p.dim() == 2)
         self.planner = Planner(block_size, SMALL_PRODUCT // smallest + 1, self.device)
 
+    @property
+    def pools(self) -> list[Tensor]:
+        """The memory of each layer: (slots, K, Hk + Hv), or (slots, K, bytes) where it is rounded."""
+        return [store.pool for store in self.stores]
+
     @staticmethod
-    def block_bytes(model: Any, dtype: torch.dtype, block_size: int) -> int:
+    def block_bytes(model: Any, dtype: torch.dtype, block_size: int, kv_dtype: str | None = None) -> int:
         """Return the memory of one block over all layers."""
-        return (
-            block_size * dtype.itemsize * sum(c.num_kv_heads * (c.key_dim + c.value_dim) for c in model.cache_layout())
-        )
+        return block_size * sum(slot_bytes(c, dtype, kv_dtype) for c in model.cache_layout())
 
     @torch.inference_mode()
     def run(self, chunks: Sequence[Chunk]) -> Tensor:
@@ -318,7 +315,9 @@ class Runner:
             (R, V) logits: of each chunk in order, as many rows as it wants (`Chunk.num_rows`), its last ones.
         """
         plan = self.planner.plan(chunks)
-        state = PagedState(self.pools, plan)
+        state = PagedState(self.stores, plan)
         hidden = self.model.hidden(plan.input_ids, positions=plan.positions, state=state)  # (1, T, D)
         num_wanted = sum(chunk.num_rows for chunk in chunks)
-        return self.model.lm_head(hidden.index_select(1, plan.last_rows))[0, :num_wanted]  # (R, V)
+        last = hidden.index_select(1, plan.last_rows)  # (1, R or more, D)
+        self.hidden_rows = last[0]
+        return self.model.lm_head(last)[0, :num_wanted]  # (R, V)

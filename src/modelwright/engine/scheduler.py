@@ -5,19 +5,27 @@ tokens so that the second catches up with the first. A prompt, the rest of a pro
 (decode) and a preempted request starting over are all the same case. Requests are served in order of arrival, those of
 several tenants by turns, so that one who sends many does not hold up one who sends few; when
 blocks run out, the newest running request gives up its own and is computed again later. Since any admitted request
-fits into the pool alone, the oldest always makes progress.
+fits into the pool alone, the first in line always makes progress.
+
+A request may name a priority; a smaller one goes before a larger one, among the waiting and, when blocks run out,
+among the running. Nobody starves: the oldest of those passed over counts it, and after `MAX_OVERTAKEN` times, or so
+many times in which later requests took its blocks, it goes before everybody.
 
 Source: the unified token budget of vLLM V1's scheduler; Agrawal et al. 2024 (Sarathi-Serve) for chunked prefill.
 """
 
+from bisect import insort
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from modelwright.base.errors import CapacityError
 from modelwright.engine.kv_cache import BlockPool
+from modelwright.engine.pace import Pace
 from modelwright.engine.request import Request
 from modelwright.engine.speculative import Proposer
+
+MAX_OVERTAKEN = 64
 
 
 @dataclass(frozen=True)
@@ -71,15 +79,18 @@ class Scheduler:
         max_tokens_per_step: int,
         max_waiting: int,
         proposer: Proposer | None = None,
+        pace: Pace | None = None,
     ):
         self.pool = pool
         self.max_running = max_running
         self.max_tokens_per_step = max_tokens_per_step
         self.max_waiting = max_waiting
         self.proposer = proposer
+        self.pace = pace
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # oldest first
         self.num_preemptions = 0
+        self._num_arrivals = 0
         self._served: dict[str, int] = {}  # tokens given to each tenant that has requests here
 
     @property
@@ -111,6 +122,8 @@ class Scheduler:
             level = min((self._served.get(tenant, 0) for tenant in present), default=0)
             self._served = {t: n for t, n in self._served.items() if t in present}  # of tenants that are here
             self._served[request.tenant] = level
+        request.arrival = self._num_arrivals
+        self._num_arrivals += 1
         self.waiting.append(request)
 
     def schedule(self) -> list[Chunk]:
@@ -123,10 +136,10 @@ class Scheduler:
             request = self.running[index]
             num_behind = len(self.running) - index - 1  # a long prompt leaves each of them a token
             num_tokens = min(request.num_tokens - request.num_computed, max(1, budget - num_behind))
-            # The newest running request is never older than this one, so it has no tokens in this step yet.
+            # The last in line is never before this one, so it has no tokens in this step yet.
             while not self._grow(request, request.num_computed + num_tokens):
                 has_preempted = True
-                if self._preempt_newest() is request:
+                if self._preempt_last() is request:
                     break
             else:
                 draft = self._draft(request, num_tokens, budget - num_tokens - num_behind)
@@ -141,6 +154,8 @@ class Scheduler:
 
     def _draft(self, request: Request, num_tokens: int, budget: int) -> tuple[int, ...]:
         """Ask the proposer for guesses behind a request that is one token from its end, and make room for them."""
+        if self.pace is not None and not self.pace.may_draft(len(self.running)):
+            return ()
         if self.proposer is None or num_tokens > 1 or request.num_tokens - request.num_computed > 1:
             return ()
         limit = min(budget, request.max_tokens - request.num_output - 1)
@@ -166,20 +181,34 @@ class Scheduler:
             if request.num_preemptions == 0:
                 request.num_cached = start
             self.waiting.remove(request)
-            self.running.append(request)
+            self._note_overtaking(request)
+            insort(self.running, request, key=_rank)
             chunks.append(Chunk(request, start, num_tokens))
             budget -= num_tokens
 
     def _next_waiting(self) -> Request:
-        """Return who is admitted next: the first request of the tenant that has been given the fewest tokens.
+        """Return who is admitted next: of the smallest priority, one of the tenant that was given the fewest tokens.
 
-        A preempted request goes before all others. A tenant that comes back after a pause starts level with the least
-        served of those who are here, so that silence saves nothing up.
+        Preempted requests go before others of their priority. A tenant that comes back after a pause starts level with
+        the least served of those who are here, so that silence saves nothing up.
         """
-        first = self.waiting[0]
-        if first.num_preemptions or len({request.tenant for request in self.waiting}) == 1:
-            return first
-        return min(self.waiting, key=lambda request: self._served.get(request.tenant, 0))  # min keeps the order of ties
+        # min keeps the order of ties, which is that of arrival
+        return min(
+            self.waiting,
+            key=lambda r: (_urgency(r), 0 if r.num_preemptions else 1, 0 if r.num_preemptions else self._share(r)),
+        )
+
+    def _note_overtaking(self, request: Request) -> None:
+        """Count for the oldest of those that a request of a smaller priority was admitted before.
+
+        For the oldest alone: if all of a long queue became urgent at once, priorities would mean nothing.
+        """
+        passed = [r for r in self.waiting if r.arrival < request.arrival and _urgency(r) > _urgency(request)]
+        if passed:
+            min(passed, key=lambda r: r.arrival).num_overtaken += 1
+
+    def _share(self, request: Request) -> int:
+        return self._served.get(request.tenant, 0)
 
     def _serve(self, chunks: Sequence[Chunk]) -> None:
         """Count the tokens that each tenant was given in a step."""
@@ -198,9 +227,10 @@ class Scheduler:
             request.block_table += self.pool.take(missing)
         return True
 
-    def _preempt_newest(self) -> Request:
+    def _preempt_last(self) -> Request:
         request = self.running.pop()
         self._release(request)
+        request.num_overtaken += any(other.arrival > request.arrival for other in self.running)
         request.num_preemptions += 1
         self.num_preemptions += 1
         self.waiting.appendleft(request)
@@ -210,6 +240,7 @@ class Scheduler:
         self.pool.release(request.block_table)
         request.block_table = []
         request.block_hashes = []
+        request.memory = None
         request.num_computed = 0
 
     def complete(self, chunks: Sequence[Chunk]) -> None:
@@ -232,3 +263,12 @@ class Scheduler:
             self._release(request)
         elif request in self.waiting:
             self.waiting.remove(request)
+
+
+def _urgency(request: Request) -> int:
+    """Return a request's priority; whoever was held up too often goes first."""
+    return -(2**31) if request.num_overtaken >= MAX_OVERTAKEN else request.params.priority
+
+
+def _rank(request: Request) -> tuple[int, int]:
+    return _urgency(request), request.arrival

@@ -6,6 +6,7 @@ next position is valid too. Because a draw depends on its own request, seed and 
 that would have come without speculation, at any temperature, and not only their distribution; where attention is
 bitwise independent of the batch (`modelwright.engine.runner`), the log-probabilities are too.
 
+Other guessers: `modelwright.engine.draft` (a model, or the served one's first layers), `modelwright.engine.medusa`.
 Here: n-gram lookup, which guesses that what followed the last few tokens before will follow again. Quotes from the
 prompt, code and lists are where that is right.
 
@@ -14,24 +15,33 @@ Source: Leviathan et al. 2023, arXiv 2211.17192 (drafts checked in one step); Sa
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from modelwright.base.errors import ConfigError
 from modelwright.engine.request import Request
+
+METHODS = ("ngram", "draft", "early_exit", "medusa")
 
 
 @dataclass(frozen=True)
 class SpeculationConfig:
     """How drafts are made."""
 
-    method: str = "ngram"  # ngram: look the last tokens up in the request's own text
+    method: str = "ngram"  # ngram (the request's own text), draft (a model), early_exit (first layers), medusa (heads)
+    draft: Any = None  # draft: a folder or a model of the same tokens; medusa: the folder of the heads
+    num_layers: int | None = None  # early_exit: layers that guess; None: a third of them
+    is_timed: bool = True  # guessing rests where it is measured not to pay
     max_draft: int = 8  # tokens guessed at once at most
     max_ngram: int = 4  # of the last tokens, so many are looked up at first
     min_ngram: int = 2  # and so many at last
 
     def __post_init__(self) -> None:
-        if self.method not in PROPOSERS:
-            raise ConfigError(f"speculation.method is {self.method!r}; known: {', '.join(PROPOSERS)}.")
+        if self.method not in METHODS:
+            raise ConfigError(f"speculation.method is {self.method!r}; known: {', '.join(METHODS)}.")
+        if self.draft is not None and self.method not in ("draft", "medusa"):
+            raise ConfigError(f"speculation.draft is given, and {self.method!r} drafts by itself. Leave it out.")
+        if self.num_layers is not None and self.method != "early_exit":
+            raise ConfigError(f"speculation.num_layers is given, and the method is {self.method!r}. Leave it out.")
         if not (1 <= self.min_ngram <= self.max_ngram and 1 <= self.max_draft <= 64):
             raise ConfigError(
                 f"speculation looks up {self.min_ngram} to {self.max_ngram} tokens and drafts {self.max_draft}; "
@@ -40,7 +50,7 @@ class SpeculationConfig:
 
 
 class Proposer(Protocol):
-    """Anything that guesses."""
+    """Anything that guesses; one with `wants_hidden` is also shown (`see`) the states that tokens are drawn from."""
 
     def propose(self, request: Request, limit: int) -> list[int]:
         """Return at most ``limit`` tokens that may follow the request's last one; none is a good answer too."""
@@ -64,6 +74,41 @@ class _Lookup:
     length: int = 4  # of the next draft
     num_idle: int = 0  # steps to sit out after drafts that failed
     num_failed: int = 0  # drafts in a row of which nothing was right
+
+
+class Lengths:
+    """How many tokens the next draft of each request has, for proposers that can always guess.
+
+    A draft that is right in full makes the next one two longer, one that is wrong as long as what was right of it and
+    one more; drafts of which nothing is right, three in a row, are given up for 2, 4, 8 ... steps.
+    """
+
+    def __init__(self, longest: int):
+        self.longest = longest
+        self._kept: dict[int, _Lookup] = {}
+
+    def next_length(self, id: int) -> int:
+        """Return the length of a request's next draft; 0 while it rests."""
+        kept = self._kept.setdefault(id, _Lookup(length=min(4, self.longest)))
+        if kept.num_idle > 0:
+            kept.num_idle -= 1
+            return 0
+        return kept.length
+
+    def learn(self, id: int, num_drafted: int, num_accepted: int) -> None:
+        """Take in how a draft fared."""
+        kept = self._kept.get(id)
+        if kept is None:
+            return
+        is_right = num_accepted == num_drafted
+        kept.length = min(self.longest, kept.length + 2 if is_right else num_accepted + 1)
+        kept.num_failed = 0 if num_accepted else kept.num_failed + 1
+        if kept.num_failed > 2:
+            kept.num_idle = min(2 ** (kept.num_failed - 2), 16)
+
+    def forget(self, id: int) -> None:
+        """Drop a request that has ended."""
+        self._kept.pop(id, None)
 
 
 class NgramProposer:
@@ -116,6 +161,3 @@ class NgramProposer:
             for size in range(self.config.min_ngram, min(self.config.max_ngram, end) + 1):
                 lookup.ends[tuple(tokens[end - size : end])] = end
         lookup.num_indexed = len(tokens)
-
-
-PROPOSERS = {"ngram": NgramProposer}

@@ -7,6 +7,7 @@ the engine is marked unhealthy and takes no more: it is never silently half aliv
 """
 
 import asyncio
+import contextlib
 import queue
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
@@ -18,6 +19,8 @@ from torch import nn
 from modelwright.base.errors import CapacityError, ModelwrightError, RequestError
 from modelwright.base.logs import get_logger
 from modelwright.base.types import Completion, Delta, Message, SamplingParams
+from modelwright.engine.beam import join_completions, refuse_whole
+from modelwright.engine.choose import complete_all
 from modelwright.engine.engine import Engine, EngineConfig, EngineStats
 from modelwright.engine.request import Answer, Piece, Request
 from modelwright.tokenizer.bpe import Tokenizer
@@ -118,7 +121,32 @@ class AsyncEngine:
     async def complete_tokens(
         self, prompt_ids: Sequence[int], params: SamplingParams, tags: dict[str, str] | None = None
     ) -> Completion:
-        """Complete a prompt as a whole; cancelling the task frees the request's blocks. Raises as `stream_tokens`."""
+        """Complete a prompt as a whole; cancelling the task frees the request's blocks. Raises as `stream_tokens`.
+
+        Of ``n`` > 1, `best_of` and a beam search the other completions stand in ``others``, best first.
+        """
+        return join_completions(await complete_all(self._complete_one, prompt_ids, params, self.engine, tags))
+
+    async def choose(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        draw: Callable[[Sequence[int], SamplingParams], AsyncGenerator[Piece, None]],
+    ) -> list[Completion]:
+        """Return the ``n`` best completions of a prompt (`best_of`, `beam_width`), each drawn by the caller's means."""
+
+        async def complete(ids: Sequence[int], one: SamplingParams, tags: dict[str, str] | None) -> Completion:
+            answer = Answer()
+            async with contextlib.aclosing(draw(ids, one)) as pieces:
+                async for piece in pieces:
+                    answer.add(piece)
+            return answer.completion()
+
+        return await complete_all(complete, prompt_ids, params, self.engine)
+
+    async def _complete_one(
+        self, prompt_ids: Sequence[int], params: SamplingParams, tags: dict[str, str] | None = None
+    ) -> Completion:
         answer = Answer()
         async for piece in self._pieces_async(self._check(prompt_ids, params, tags)):
             answer.add(piece)
@@ -126,6 +154,7 @@ class AsyncEngine:
 
     def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Completion:
         """Answer a conversation, from a thread other than the event loop's."""
+        refuse_whole(params or SamplingParams())
         answer = Answer()
         for piece in self._pieces(self._check_chat(messages, params)):
             answer.add(piece)
@@ -139,6 +168,7 @@ class AsyncEngine:
     def _check(self, prompt_ids: Sequence[int], params: SamplingParams, tags: dict[str, str] | None = None) -> Request:
         if not self.is_healthy:
             raise CapacityError(f"The engine takes no requests: {self.error or 'it was stopped'} Start it again.")
+        refuse_whole(params)
         request = self.engine.check(prompt_ids, params, tags)
         stats = self.stats()
         if stats.waiting >= self.engine.config.max_waiting:

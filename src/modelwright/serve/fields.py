@@ -28,7 +28,9 @@ NUMBERS = {  # more of `SamplingParams`, by the same names, with what asks for n
     "frequency_penalty": 0.0,
     "presence_penalty": 0.0,
 }
-DRAWING = frozenset({*NUMBERS, "logit_bias", "bad_words", "min_tokens", "n", "logprobs", "structured_outputs"})
+BEAMS = frozenset({"beam_width", "use_beam_search", "length_penalty", "early_stopping"})
+CHOOSING = frozenset({"n", "best_of", "priority", *BEAMS})
+DRAWING = frozenset({*NUMBERS, *CHOOSING, "logit_bias", "bad_words", "min_tokens", "logprobs", "structured_outputs"})
 CHAT = DOCUMENTS | DRAWING | {"top_logprobs", "response_format", "tools", "tool_choice", "parallel_tool_calls"}
 COMPLETIONS = SAMPLING | STREAMING | DRAWING | {"prompt", "echo"}
 MAX_CHAT_LOGPROBS, MAX_TEXT_LOGPROBS = 20, 20
@@ -47,6 +49,11 @@ HARMLESS: dict[str, type] = {
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "best_of": (1,),
+    "priority": (0,),
+    "beam_width": (),
+    "use_beam_search": (False,),
+    "length_penalty": (1.0,),
+    "early_stopping": (False,),
     "echo": (False,),
     "suffix": ("",),
     "logprobs": (False,),
@@ -191,6 +198,11 @@ def sampling(body: Mapping[str, Any], length: int, *, temperature: float = 1.0) 
         logit_bias=_logit_bias(body),
         bad_words=_texts(body, "bad_words"),
         n=_whole_of(body, "n", 1),
+        best_of=whole(body, "best_of", None),
+        beam_width=_beam_width(body),
+        length_penalty=number(body, "length_penalty", 1.0),
+        early_stopping=flag(body, "early_stopping"),
+        priority=_whole_of(body, "priority", 0),
         logprobs=_logprobs(body),
         prompt_logprobs=flag(body, "echo") and _logprobs(body) is not None,
         **_form(body),
@@ -201,6 +213,12 @@ def sampling(body: Mapping[str, Any], length: int, *, temperature: float = 1.0) 
 def _whole_of(body: Mapping[str, Any], name: str, default: int) -> int:
     value = whole(body, name, default)
     return default if value is None else value
+
+
+def _beam_width(body: Mapping[str, Any]) -> int | None:
+    """Return the beams asked for; vLLM's ``use_beam_search`` takes ``n`` of them."""
+    width = whole(body, "beam_width", None)
+    return _whole_of(body, "n", 1) if width is None and flag(body, "use_beam_search") else width
 
 
 def _texts(body: Mapping[str, Any], name: str) -> tuple[str, ...]:

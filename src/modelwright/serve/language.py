@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from modelwright.base.errors import ConfigError, ModelwrightError, RequestError
 from modelwright.base.types import Message, SamplingParams
-from modelwright.serve import conversation, fields, tools
+from modelwright.serve import conversation, fields, reasoning, tools
+from modelwright.serve.choose import Chosen
 from modelwright.serve.errors import EngineDownError
 from modelwright.serve.keys import current_key
 from modelwright.serve.served import Piece, Served, Token
@@ -18,6 +19,7 @@ from modelwright.serve.tool_calls import CallForm, form_of
 if TYPE_CHECKING:
     from modelwright.engine.request import Piece as EnginePiece
 
+FORMS = ("json_schema", "regex", "grammar", "choices")
 LEGACY_MAX_TOKENS = 16  # what /v1/completions has always meant by no max_tokens
 
 
@@ -157,11 +159,40 @@ async def chat_pieces(served: Served, body: Mapping[str, Any]) -> tuple[int, lis
     ids = await chat_ids(served, messages, plan.shown)
     params = fields.sampling(body, room(served, len(ids), asked, None, "messages"))
     params = tools.constrain(plan, params, form, special_ids)
-    if not plan.is_on:
-        return len(ids), [generate(served, ids, one, model=name) for one in params.split()]
-    shown = {special_ids[tag]: tag for tag in (form.open, form.close) if tag in special_ids}
-    streams = [generate(served, ids, one, shown, model=name) for one in params.split()]
-    return len(ids), [tools.with_calls(stream, form, plan) for stream in streams]
+    tags = [form.open, form.close] if plan.is_on else []
+    # A form holds the answer from its first token, so there are no thoughts before it.
+    is_thinking = served.writes_thoughts and not any(getattr(params, name) is not None for name in FORMS)
+    tags += [reasoning.OPEN, reasoning.CLOSE] if is_thinking else []
+    shown = {special_ids[tag]: tag for tag in tags if tag in special_ids}
+    streams = answers(served, ids, params, shown, model=name)
+    if is_thinking:
+        tail = served.tokenizer.decode(ids[-8:], skip_special_tokens=False).rstrip()
+        streams = [reasoning.with_thoughts(stream, tail.endswith(reasoning.OPEN)) for stream in streams]
+    if plan.is_on:
+        streams = [tools.with_calls(stream, form, plan) for stream in streams]
+    return len(ids), streams
+
+
+def answers(
+    served: Served,
+    ids: Sequence[int],
+    params: SamplingParams,
+    shown: Mapping[int, str] | None = None,
+    operation: str = "chat",
+    model: Any = None,
+) -> list[AsyncGenerator[Piece, None]]:
+    """Return the stream of each completion that was asked for: draws as they come, the best of many as one piece.
+
+    Raises:
+        RequestError: The model cannot search with so many beams.
+    """
+    assert served.engine is not None and served.tokenizer is not None
+    if params.beam_width is None and params.best_of is None:
+        return [generate(served, ids, one, shown, operation, model) for one in params.split()]
+    served.engine.engine.check(ids, params)
+    engine, tokenizer = served.engine, served.tokenizer
+    chosen = Chosen(lambda: engine.choose(ids, params, lambda ids, one: _observed(served, ids, one, operation, model)))
+    return [chosen.pieces(i, tokenizer, shown, params.logprobs is not None) for i in range(params.n)]
 
 
 async def completion_pieces(
@@ -172,8 +203,7 @@ async def completion_pieces(
     fields.sampling(body, asked or 1)
     ids = await encode(served, prompt) if isinstance(prompt, str) else list(prompt)
     params = fields.sampling(body, room(served, len(ids), asked, LEGACY_MAX_TOKENS, "prompt"))
-    name = body.get("model")
-    streams = [generate(served, ids, one, operation="text_completion", model=name) for one in params.split()]
+    streams = answers(served, ids, params, operation="text_completion", model=body.get("model"))
     if not fields.flag(body, "echo"):
         return streams
     assert served.tokenizer is not None

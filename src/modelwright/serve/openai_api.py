@@ -20,7 +20,7 @@ from modelwright.serve.events import DONE, ClientGoneError, EventStream, event, 
 from modelwright.serve.keys import current_key
 from modelwright.serve.metrics import Timer
 from modelwright.serve.probabilities import Spelling, chat_logprobs, text_logprobs
-from modelwright.serve.replies import Collected, Reply, call_chunk, sum_usage, usage_object
+from modelwright.serve.replies import Collected, Reply, call_chunk, sum_usage, thought, usage_object
 from modelwright.serve.served import Piece, Served, Token
 from modelwright.serve.web import FastAPI, JSONResponse, Request, Response
 
@@ -65,6 +65,8 @@ async def chat_events(
             if index not in begun:
                 yield _chunk(reply.chat_chunk(index, {"role": "assistant", "content": ""}), how)
                 begun.add(index)
+            if piece.reasoning:
+                yield _chunk(reply.chat_chunk(index, thought(piece.reasoning)), how)
             if piece.text or piece.tokens:
                 told = chat_logprobs(spelling, piece.tokens) if spelling is not None and piece.tokens else None
                 yield _chunk(reply.chat_chunk(index, {"content": piece.text}, logprobs=told), how)
@@ -91,6 +93,11 @@ def _shared_usage(usages: list[Usage]) -> Usage:
     return Usage(usages[0].prompt_tokens, written, max(u.cached_tokens for u in usages))
 
 
+def _whole_usage(usages: list[Usage], num_each: int) -> Usage:
+    """Return the usage of several prompts, of each of which so many completions stand together."""
+    return sum_usage([_shared_usage(usages[i : i + num_each]) for i in range(0, len(usages), num_each)])
+
+
 async def collect(streams: list[Pieces]) -> list[Collected]:
     """Return the whole answer of each stream."""
     answers = [Collected() for _ in streams]
@@ -110,10 +117,10 @@ async def whole_chat(reply: Reply, streams: list[Pieces], spelling: Spelling | N
 
 
 async def completion_events(
-    reply: Reply, streams: list[Pieces], how: fields.Streaming, told: "Told | None"
+    reply: Reply, streams: list[Pieces], how: fields.Streaming, told: "Told | None", num_each: int
 ) -> AsyncGenerator[bytes, None]:
-    """Yield the server-sent events of a completion of one or many prompts, interleaved as they come."""
-    usages = []
+    """Yield the server-sent events of ``num_each`` completions of one or many prompts, interleaved as they come."""
+    usages = [NO_USAGE] * len(streams)
     offsets = [0] * len(streams)
     async with contextlib.aclosing(gather_streams(streams)) as items:
         async for index, piece in items:
@@ -124,20 +131,20 @@ async def completion_events(
             choice = reply.text_choice(index, piece.text, piece.finish_reason, logprobs)
             yield _chunk(reply.frame("text_completion", [choice]), how)
             if piece.usage is not None:
-                usages.append(piece.usage)
+                usages[index] = piece.usage
     if how.include_usage:
-        yield event(reply.usage_chunk("text_completion", sum_usage(usages)))
+        yield event(reply.usage_chunk("text_completion", _whole_usage(usages, num_each)))
     yield DONE
 
 
-async def whole_completion(reply: Reply, streams: list[Pieces], told: "Told | None") -> dict[str, Any]:
-    """Return the completion of one or many prompts as one object."""
+async def whole_completion(reply: Reply, streams: list[Pieces], told: "Told | None", num_each: int) -> dict[str, Any]:
+    """Return ``num_each`` completions of one or many prompts as one object."""
     answers = await collect(streams)
     choices = [
         reply.text_choice(i, a.text, a.last.finish_reason, None if told is None else told.of(a.tokens, 0))
         for i, a in enumerate(answers)
     ]
-    usage = sum_usage([answer.last.usage or NO_USAGE for answer in answers])
+    usage = _whole_usage([answer.last.usage or NO_USAGE for answer in answers], num_each)
     return {**reply.frame("text_completion", choices), "usage": usage_object(usage)}
 
 
@@ -233,8 +240,8 @@ class OpenAIRoutes:
         told = None if num_top is None else Told(Spelling(served.tokenizer), num_top)
         reply = Reply(name, "cmpl")
         if how.is_on:
-            return EventStream(completion_events(reply, streams, how, told))
-        return await self._whole(request, whole_completion(reply, streams, told))
+            return EventStream(completion_events(reply, streams, how, told, len(made[0])))
+        return await self._whole(request, whole_completion(reply, streams, told, len(made[0])))
 
     async def _whole(self, request: Request, work: Any) -> Response:
         try:

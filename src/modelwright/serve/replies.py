@@ -39,6 +39,7 @@ class Collected:
     """One answer, put together from its pieces."""
 
     text: str = ""
+    reasoning: str = ""
     tokens: list[Token] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     calls: list[ToolCall] = field(default_factory=list)
@@ -47,6 +48,7 @@ class Collected:
     def add(self, piece: Piece) -> None:
         """Take in the next piece."""
         self.text += piece.text
+        self.reasoning += piece.reasoning
         self.tokens += piece.tokens
         self.token_ids += piece.token_ids
         for delta in piece.calls:
@@ -68,6 +70,11 @@ def call_chunk(delta: CallDelta) -> dict[str, Any]:
         return {"index": delta.index, "function": {"arguments": delta.arguments}}
     function = {"name": delta.name, "arguments": delta.arguments}
     return {"index": delta.index, "id": delta.id, "type": "function", "function": function}
+
+
+def thought(text: str) -> dict[str, str]:
+    """Return thoughts under both of their names."""
+    return {"reasoning_content": text, "reasoning": text}
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,8 @@ class Reply:
         message = {"role": "assistant", "content": content, "refusal": None, **last.extra}
         if calls:
             message["tool_calls"] = calls
+        if answer.reasoning:
+            message.update(thought(answer.reasoning))
         return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": last.finish_reason}
 
     def chat_chunk(

@@ -43,6 +43,7 @@ class ServeConfig:
     adapters: tuple[tuple[str, Path], ...] = ()  # LoRA adapters to serve from the start: name, folder
     adapter_dir: Path | None = None  # clients may load LoRA adapters from folders under it; None: they may not
     max_prompts: int = 128  # prompts in one completion request
+    reasoning: Literal["auto", "off"] = "auto"  # thoughts are told apart where the chat template knows of them
     state_dir: Path | None = None  # where files and batches are kept; None: a folder that goes with the server
     max_file_bytes: int = 200 * 1000 * 1000  # of an upload
     memory: Kind = "tokens"  # what of a conversation on the page the model is shown
@@ -80,6 +81,7 @@ class Piece:
     tokens: tuple[Token, ...] = ()
     calls: tuple[CallDelta, ...] = ()
     token_ids: tuple[int, ...] = ()
+    reasoning: str = ""  # what the model thought, which is not part of its text
 
 
 class Pulse:
@@ -155,6 +157,12 @@ class Served:
         for name, folder in config.adapters:
             self.load_adapter(name, folder)
         self.pool = ThreadPoolExecutor(config.num_threads, thread_name_prefix="documents")
+
+    @property
+    def writes_thoughts(self) -> bool:
+        """True when thoughts are to be told apart from answers."""
+        template = self.tokenizer.chat_template if self.tokenizer is not None else None
+        return self.config.reasoning == "auto" and template is not None and "</think>" in template
 
     @property
     def documents_name(self) -> str:

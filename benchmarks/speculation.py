@@ -1,0 +1,207 @@
+"""Guessing tokens: the same answers, and how much sooner, on answers that quote and on answers that do not.
+
+    python benchmarks/speculation.py train --folder runs/speculation [--steps N]
+    python benchmarks/speculation.py run --folder runs/speculation [--prompts 500] [--rounds 3] [--json FILE]
+
+`train` makes a pair here: a target (hidden 96, 4 layers) and a draft (hidden 48, 2 layers) of 64 tokens, and three
+heads on the target. Their texts are questions over passages: three passages of random tokens, each behind a key, then
+the key of one of them, whose passage is the answer. `run` checks that 500 answers at temperatures 0, 0.7 and 1 are the
+same with each way of guessing and without, bit by bit, and times one user's answers in turns: quoting answers (the
+right passage), and free ones (no passages; the target continues random tokens), where guessing has little to find.
+"""
+
+import argparse
+import math
+import random
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from modelwright.base.measured import write_result
+from modelwright.base.types import SamplingParams
+from modelwright.engine.engine import EngineConfig
+from modelwright.engine.llm import LLM
+from modelwright.engine.speculative import SpeculationConfig
+from modelwright.models.llama import Llama, LlamaConfig
+from modelwright.models.multi_token import MultiTokenDecoder, save_heads
+from modelwright.models.weights import load_model, save_model
+from modelwright.nn.init import init_weights
+
+VOCAB_SIZE, ASK, KEYS = 64, 0, range(1, 9)
+NUM_PASSAGES, PASSAGE = 3, 16
+LENGTH = NUM_PASSAGES * (PASSAGE + 1) + 2
+TEMPERATURES = (0.0, 0.7, 1.0)
+
+
+def make_rows(count: int, generator: torch.Generator) -> Tensor:
+    """Return questions with their answers, (count, LENGTH + PASSAGE)."""
+    keys = torch.rand(count, len(KEYS), generator=generator).argsort(1)[:, :NUM_PASSAGES] + KEYS[0]
+    shape = (count, NUM_PASSAGES, PASSAGE)
+    passages = torch.randint(KEYS[-1] + 1, VOCAB_SIZE, shape, generator=generator)
+    chosen = torch.randint(NUM_PASSAGES, (count,), generator=generator)
+    rows = torch.arange(count)
+    told = torch.cat((keys[..., None], passages), dim=2).flatten(1)
+    ask = torch.full((count, 1), ASK)
+    return torch.cat((told, ask, keys[rows, chosen][:, None], passages[rows, chosen]), dim=1)
+
+
+def make_model(hidden_size: int, num_layers: int, seed: int) -> Llama:
+    """Return an untrained Llama."""
+    config = LlamaConfig(
+        vocab_size=VOCAB_SIZE, hidden_size=hidden_size, intermediate_size=3 * hidden_size, num_layers=num_layers,
+        num_heads=hidden_size // 16, max_seq_len=512,
+    )  # fmt: skip
+    return init_weights(Llama(config), seed)
+
+
+def fit(model: Any, parameters: list, num_steps: int, peak: float, seed: int, num_heads: int = 0) -> None:
+    """Train on fresh rows: the answers fully, the rest (which is random) at a tenth; heads on the answers."""
+    optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=0.01)
+    generator = torch.Generator().manual_seed(seed)
+    for step in range(num_steps):
+        rate = min(1.0, (step + 1) / 50) * (0.55 + 0.45 * math.cos(math.pi * step / num_steps))
+        optimizer.param_groups[0]["lr"] = peak * rate
+        rows = make_rows(32, generator)
+        if num_heads:
+            hidden = model.decoder(rows, hidden_only=True).hidden[:, LENGTH - 1 :].detach()  # answers alone
+            loss = sum(
+                F.cross_entropy(
+                    model.decoder.lm_head(head(hidden[:, : PASSAGE - k - 1])).flatten(0, 1),
+                    rows[:, LENGTH + k + 1 :].flatten(),
+                )
+                for k, head in enumerate(model.heads)
+            )
+        else:
+            logits = model(rows[:, :-1]).logits
+            each = F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="none").view(32, -1)
+            loss = each[:, LENGTH - 1 :].mean() + 0.1 * each[:, : LENGTH - 1].mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        if (step + 1) % 100 == 0:
+            print(step + 1, round(float(loss), 3), flush=True)
+
+
+def train(folder: Path, num_steps: int) -> None:
+    """Train the pair and the heads, and write them as folders."""
+    for name, model in (("target", make_model(96, 4, 0)), ("draft", make_model(48, 2, 1))):
+        fit(model, list(model.parameters()), num_steps, 3e-3, 1)
+        save_model(model.bfloat16(), folder / name)
+    target = load_model(folder / "target", dtype=torch.float32)
+    heads = MultiTokenDecoder(target, 3)
+    fit(heads, list(heads.heads.parameters()), num_steps // 4, 3e-3, 2, num_heads=3)
+    save_heads(heads.bfloat16(), folder / "target")
+
+
+def ways(folder: Path, is_timed: bool) -> dict[str, SpeculationConfig | None]:
+    """Return the ways of guessing."""
+    return {
+        "off": None,
+        "ngram": SpeculationConfig(is_timed=is_timed, max_draft=16),
+        "draft": SpeculationConfig("draft", draft=folder / "draft", is_timed=is_timed),
+        "early_exit": SpeculationConfig("early_exit", num_layers=2, is_timed=is_timed),
+        "medusa": SpeculationConfig("medusa", draft=folder / "target", is_timed=is_timed),
+    }
+
+
+def open_llm(folder: Path, speculation: SpeculationConfig | None) -> LLM:
+    """Return an engine over the target."""
+    model = load_model(folder / "target", dtype=torch.bfloat16).eval()
+    return LLM(model, config=EngineConfig(speculation=speculation))
+
+
+def compare(folder: Path, count: int) -> dict[str, Any]:
+    """Return how many answers differ from those without guessing, and how much of the drafts was right."""
+    questions = make_rows(count, torch.Generator().manual_seed(99))
+    rng = random.Random(0)
+    prompts = [row[: LENGTH if i % 2 else rng.randint(4, LENGTH)].tolist() for i, row in enumerate(questions)]
+    found: dict[str, Any] = {}
+    for temperature in TEMPERATURES:
+        params = [SamplingParams(temperature=temperature, seed=i, max_tokens=PASSAGE) for i in range(count)]
+        answers: dict[str, list] = {}
+        for name, speculation in ways(folder, is_timed=False).items():
+            llm = open_llm(folder, speculation)
+            answers[name] = [(c.token_ids, c.logprobs) for c in llm.generate(prompts, params)]
+            stats = llm.stats()
+            differing = sum(a != b for a, b in zip(answers[name], answers["off"], strict=True))
+            found[f"{name}, temperature {temperature}"] = {
+                "differing": differing,
+                "accepted": stats.num_accepted / max(1, stats.num_drafted),
+                "steps": stats.num_steps,
+            }
+    right = sum(a[0] == tuple(r[LENGTH:].tolist()) for a, r in zip(answers["off"], questions, strict=True))
+    found["answers that are the right passage"] = right / (count // 2)
+    return found
+
+
+def measure(folder: Path, rounds: int) -> list[dict[str, Any]]:
+    """Return tokens a second of one user with each way of guessing beside none."""
+    questions = make_rows(20, torch.Generator().manual_seed(5))
+    rng = random.Random(1)
+    tasks = {
+        "quoting": ([row[:LENGTH].tolist() for row in questions], PASSAGE),
+        "free": ([[rng.randrange(9, VOCAB_SIZE) for _ in range(20)] for _ in range(4)], 120),
+    }
+    rows = []
+    for task, (prompts, length) in tasks.items():
+        for temperature in (0.0, 1.0):
+            speeds: dict[str, list[float]] = {}
+            engines = {name: open_llm(folder, s) for name, s in ways(folder, is_timed=True).items()}
+            for round_number in range(rounds + 1):
+                for name, llm in engines.items():
+                    start = time.perf_counter()
+                    for number, prompt in enumerate(prompts):
+                        seed = 1000 * round_number + number
+                        params = SamplingParams(temperature=temperature, seed=seed, max_tokens=length, ignore_eos=True)
+                        llm.generate(prompt, params)
+                    if round_number:
+                        speed = len(prompts) * length / (time.perf_counter() - start)
+                        speeds.setdefault(name, []).append(speed)
+            off = statistics.median(speeds["off"])
+            for name in list(speeds)[1:]:
+                ours = statistics.median(speeds[name])
+                rows.append(
+                    {
+                        "name": f"{task}, temperature {temperature}, {name}",
+                        "ours": ours,
+                        "rival": off,
+                        "rival_name": "without guessing",
+                        "ratio": ours / off,
+                        "unit": "tokens/s",
+                        "runs": rounds,
+                    }
+                )
+                print(rows[-1], flush=True)
+    return rows
+
+
+def main() -> None:
+    """Train the pair, or run the comparison."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what", choices=("train", "run"))
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--prompts", type=int, default=500)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-timing", action="store_true")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    if arguments.what == "train":
+        train(arguments.folder, arguments.steps)
+        return
+    torch.set_num_threads(1)
+    rows = [] if arguments.no_timing else measure(arguments.folder, arguments.rounds)
+    same = compare(arguments.folder, arguments.prompts)
+    print(same)
+    if arguments.json:
+        write_result(arguments.json, {"rows": rows, "same": same})
+
+
+if __name__ == "__main__":
+    main()
