@@ -20,6 +20,8 @@ _PUBLIC = {
     "NgramModel": "modelwright.models.ngram",
     "Index": "modelwright.rag.index",
     "ask": "modelwright.rag.answer",
+    "FastModel": "modelwright.train.fast",
+    "Trainer": "modelwright.train.fast",
     "Gateway": "modelwright.serve.gateway",
 }
 

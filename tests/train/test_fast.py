@@ -1,0 +1,57 @@
+"""Ten lines fine-tune a model in four bits; what does not fit is refused with what does."""
+
+import pytest
+import torch
+from tests.conftest import Toy
+
+import modelwright as mw
+from modelwright.base.errors import ConfigError, DataError
+from modelwright.models.weights import load_model
+from modelwright.nn.adapters import trained_parameters
+from modelwright.nn.nf4 import NF4Linear
+
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+ROWS = [{"instruction": f"Say {word}.", "input": "", "output": f"{word} {word}"} for word in ("one", "two", "six")]
+
+
+@pytest.mark.parametrize("load_in_4bit", [True, False])
+def test_ten_lines_fine_tune_a_model(toy: Toy, tmp_path, load_in_4bit):
+    model = mw.FastModel.from_pretrained(toy.model, max_seq_len=128, load_in_4bit=load_in_4bit)
+    model = model.with_lora(r=8, target_modules=TARGETS)
+    assert any(isinstance(m, NF4Linear) for m in model.model.modules()) == load_in_4bit
+    sizes = [m for m in model.model.modules() if hasattr(m, "lora_a")]
+    assert sum(p.numel() for p in trained_parameters(model.model)) == sum(
+        8 * (m.in_features + m.out_features) for m in sizes
+    )
+    trainer = mw.Trainer(model, ROWS, template="alpaca", num_steps=8, learning_rate=0.01, warmup_steps=1)
+    run = trainer.train()
+    assert run.losses[-1][1] < run.losses[0][1]
+    model.save_adapter(tmp_path / "adapter")
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        expected = model.model(ids).logits
+        again = mw.FastModel.from_pretrained(toy.model, max_seq_len=128, load_in_4bit=load_in_4bit)
+        torch.testing.assert_close(again.load_adapter(tmp_path / "adapter").model(ids).logits, expected)
+        model.save_merged(tmp_path / "merged")
+        merged = load_model(tmp_path / "merged")(ids).logits
+    torch.testing.assert_close(merged.float(), expected.float(), rtol=0.1, atol=0.1)
+
+
+def test_what_does_not_fit_is_refused(toy: Toy):
+    with pytest.raises(ConfigError, match="max_seq_len is 4096; this model reads 2 to 512"):
+        mw.FastModel.from_pretrained(toy.model, max_seq_len=4096)
+    model = mw.FastModel.from_pretrained(toy.model, max_seq_len=64)
+    with pytest.raises(ConfigError, match="Did you mean gate"):
+        model.with_lora(target_modules=["gaet"])
+    with pytest.raises(ConfigError, match="rank is 0"):
+        model.with_lora(r=0)
+    with pytest.raises(ConfigError, match="knows no lora_dropot"):
+        model.with_lora(lora_dropot=0.1)
+    with pytest.raises(ConfigError, match="num_stepz is not a setting"):
+        mw.Trainer(model, ROWS, num_stepz=3)
+    with pytest.raises(ConfigError, match="known: chat, alpaca"):
+        mw.Trainer(model, ROWS, template="vicuna")
+    with pytest.raises(DataError, match="longer than 65 tokens"):
+        mw.Trainer(model, [{**ROWS[0], "output": "word " * 500}], template="alpaca")
+    with pytest.raises(DataError, match="no row"):
+        mw.Trainer(model, [])
