@@ -29,6 +29,7 @@ from modelwright.serve.openai_api import OpenAIRoutes
 from modelwright.serve.page import CONTENT_SECURITY_POLICY, PageRoutes
 from modelwright.serve.port import check_port
 from modelwright.serve.responses_api import ResponsesRoutes
+from modelwright.serve.schema import describe_routes
 from modelwright.serve.served import ServeConfig, Served
 from modelwright.serve.socket_api import SocketRoutes
 from modelwright.serve.telemetry import current_headers
@@ -123,6 +124,7 @@ def create_app(
     PageRoutes(served, page).install(app)
     TokenizerRoutes({model_name: tokenizer} if tokenizer is not None else {}).install(app)
     HealthRoutes(served).install(app)
+    describe_routes(app)
     hang_doors(app, config, served.metrics, keys)
     return app
 
