@@ -36,6 +36,8 @@ def serve(
     speculate: Annotated[
         bool, typer.Option(help="Guess tokens that repeat earlier text and check several at once; same answers.")
     ] = False,
+    draft: Annotated[str | None, typer.Option(help="A smaller model of the same tokens guesses; same answers.")] = None,
+    kv_dtype: Annotated[str | None, typer.Option(help="Round keys and values in the cache: int8 or int4.")] = None,
     quantize: Annotated[str | None, typer.Option(help="Round the weights while loading: int8 or int4.")] = None,
     adapters: Annotated[
         list[str] | None, typer.Option(help="A LoRA adapter to serve under a name of its own: NAME=DIR; repeatable.")
@@ -73,7 +75,11 @@ def serve(
         allowed_origins=tuple(allow_origin or ()),
     )
     address = Address(host, port, tls_cert, tls_key)
-    settings = EngineConfig(speculation=SpeculationConfig() if speculate else None, quantize=quantize)
+    if speculate and draft is not None:
+        raise ConfigError("--speculate and --draft are given together; one of them guesses. Leave one out.")
+    guesses = SpeculationConfig("draft", draft=fetch(draft)) if draft is not None else SpeculationConfig()
+    speculation = guesses if speculate or draft is not None else None
+    settings = EngineConfig(speculation=speculation, quantize=quantize, kv_dtype=kv_dtype)
     kind = encoder_kind(fetch(model)) if model is not None else None
     encoders = (model if kind == "encoder" else embedder, model if kind == "reranker" else reranker)
     model = model if kind is None else None
