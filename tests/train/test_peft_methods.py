@@ -22,6 +22,7 @@ from modelwright.nn.bottleneck import BottleneckConfig
 from modelwright.nn.ia3 import IA3Config
 from modelwright.nn.lora import LoraConfig, lora_layers
 from modelwright.nn.virtual_tokens import PrefixConfig, PromptConfig
+from modelwright.optim.build import AdamWConfig, OptimizerConfig, make_optimizer
 from modelwright.train.adapter import load_adapter, save_adapter
 
 IDS = torch.arange(24).view(2, 12) % 64
@@ -219,7 +220,9 @@ def test_pissa_takes_the_principal_part_and_lora_plus_gives_b_its_own_rate():
     values = torch.linalg.svdvals(plain.layers[0].mlp.up.weight)
     torch.testing.assert_close(torch.linalg.svdvals(layer.base.weight)[:4], values[4:8], rtol=1e-3, atol=1e-5)
     attach_adapter(plus := small_llama(), LoraConfig(rank=4, rate_ratio=16.0))
-    assert {p.rate_factor for p in plus.parameters() if hasattr(p, "rate_factor")} == {16.0}
+    config = OptimizerConfig(name="adamw", adamw=AdamWConfig(learning_rate=0.001))
+    made = make_optimizer(plus, config)
+    assert sorted((g["lr"], len(g["params"])) for g in made.groups()) == [(0.001, 14), (0.016, 14)]
 
 
 @pytest.mark.parametrize(

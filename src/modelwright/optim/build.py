@@ -202,4 +202,18 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> OptimizerSet:
     """
     if not any(p.requires_grad for p in model.parameters()):
         raise ConfigError("The model has no trainable parameter. Unfreeze some, or add an adapter before training.")
-    return lookup(OPTIMIZERS, config.name, "optimizer.name")(model, config)
+    made: OptimizerSet = lookup(OPTIMIZERS, config.name, "optimizer.name")(model, config)
+    _give_own_rates(made)
+    return made
+
+
+def _give_own_rates(made: OptimizerSet) -> None:
+    """Put parameters with a ``rate_factor`` (LoRA+) into groups of their own, at that multiple of the rate."""
+    for optimizer in made.optimizers.values():
+        for group in list(optimizer.param_groups):
+            own = [p for p in group["params"] if getattr(p, "rate_factor", 1.0) != 1.0]
+            for factor in sorted({p.rate_factor for p in own}):
+                chosen = [p for p in own if p.rate_factor == factor]
+                group["params"] = [p for p in group["params"] if all(p is not q for q in chosen)]
+                rates = {"lr": group["lr"] * factor, "peak_lr": group["peak_lr"] * factor}
+                optimizer.add_param_group({**group, "params": chosen, **rates})
