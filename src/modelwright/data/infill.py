@@ -105,7 +105,7 @@ def prefix_batch(rows: Rows, random: np.random.Generator) -> Batch:
     prefix, and at least one is predicted.
     """
     num, length = rows.input_ids.shape
-    lengths: npt.NDArray[np.int64] = random.integers(1, length, num)  # 1 .. T-1 tokens of prefix
+    lengths = np.asarray(random.integers(1, length, size=(num,)))  # 1 .. T-1 tokens of prefix
     places = np.arange(length)
     labels = np.where(places[None] >= lengths[:, None] - 1, rows.labels, IGNORED)
     in_prefix: npt.NDArray[np.bool_] = places[None] < lengths[:, None]  # (R, T)
