@@ -10,6 +10,7 @@ VARIABLES = {
     "MODELWRIGHT_SECRET": "under which personal data get their pseudonyms; never written; unset: none are made",
     "MODELWRIGHT_DEBUG": "any value: the command line shows the traceback of errors that it explains; unset: one line",
     "MODELWRIGHT_COMPILE": "0 turns torch.compile off everywhere; unset: used where it pays and a compiler is found",
+    "MODELWRIGHT_CLIENTS": "folder of a virtual environment with the clients of make clients; unset: .venv-clients",
     "MODELWRIGHT_KERNELS": "folder where compiled CPU kernels are kept; unset: ~/.cache/modelwright/kernels",
 }
 

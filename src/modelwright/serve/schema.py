@@ -32,13 +32,14 @@ TYPES: dict[str, Mapping[str, Any]] = {
     "documents": {"type": "array", "minItems": 1},
 }
 Neutral = Mapping[str, tuple[Any, ...]]
+Body = tuple[frozenset[str], Mapping[str, type], Neutral, tuple[str, ...]]
 # Path -> implemented fields, harmless ones, neutral ones, and those that must be there.
 CHAT = (fields.CHAT, fields.HARMLESS, fields.NEUTRAL, ("model", "messages"))
 RESPONSES = (responses_fields.IMPLEMENTED, responses_fields.HARMLESS, responses_fields.NEUTRAL, ("model", "input"))
 ANTHROPIC = (anthropic_fields.HARMLESS, anthropic_fields.NEUTRAL)
-RERANK = (vectors.RERANK, fields.HARMLESS, {}, ("model", "query", "documents"))
-SCORE = (vectors.SCORE, fields.HARMLESS, {}, ("model", "text_1", "text_2"))
-BODIES: dict[str, tuple[frozenset[str], Mapping[str, type], Neutral, tuple[str, ...]]] = {
+RERANK: Body = (vectors.RERANK, fields.HARMLESS, {}, ("model", "query", "documents"))
+SCORE: Body = (vectors.SCORE, fields.HARMLESS, {}, ("model", "text_1", "text_2"))
+BODIES: dict[str, Body] = {
     "/v1/chat/completions": CHAT,
     "/v1/completions": (fields.COMPLETIONS, fields.HARMLESS, fields.NEUTRAL, ("model", "prompt")),
     "/v1/responses": RESPONSES,
