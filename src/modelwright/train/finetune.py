@@ -27,7 +27,9 @@ from modelwright.data.load import RowLoader, repeat_rows
 from modelwright.data.pack import Rows, pack_rows
 from modelwright.models.scoring import context_len
 from modelwright.models.weights import load_model, save_model
-from modelwright.nn.lora import LoraConfig, add_lora, merge_lora
+from modelwright.nn.adapters import attach_adapter
+from modelwright.nn.lora import LoraConfig, merge_lora
+from modelwright.nn.nf4 import to_nf4
 from modelwright.optim.build import AdamWConfig, OptimizerConfig
 from modelwright.optim.schedule import ScheduleConfig
 from modelwright.tokenizer.bpe import Tokenizer
@@ -58,6 +60,7 @@ class FinetuneConfig:
     minutes: float | None = None  # time budget; None: give loop.num_steps
     max_seq_len: int | None = None  # tokens a row; None: the context of the model, 1,024 at most
     lora: LoraConfig | None = field(default_factory=lambda: LoraConfig(rank=16, alpha=32.0))  # None: train all weights
+    load_in_4bit: bool = False  # the frozen weights in NF4 (QLoRA); needs lora
     loop: LoopConfig = field(default_factory=_default_loop)
 
     def __post_init__(self) -> None:
@@ -65,6 +68,8 @@ class FinetuneConfig:
             raise ConfigError("The recipe gives neither minutes nor loop.num_steps; set one of them.")
         if self.minutes is not None and not self.minutes > 0:
             raise ConfigError(f"minutes is {self.minutes}; it must be above 0.")
+        if self.lora is None and self.load_in_4bit:
+            raise ConfigError("load_in_4bit is true, but lora is none: weights of 4 bits cannot be trained. Set lora.")
         if self.lora is None and self.adapter is not None:
             raise ConfigError("adapter is given, but lora is none: all weights are trained and no adapter is made.")
 
@@ -137,8 +142,9 @@ def conversation_rows(file: Path, tokenizer: Tokenizer, row_len: int) -> Rows:
 def _add_adapter(model: nn.Module, config: FinetuneConfig, seed: int) -> None:
     assert config.lora is not None
     torch.manual_seed(seed)
-    lora = config.lora
-    add_lora(model, lora.targets, lora.rank, lora.alpha, lora.dropout, lora.use_rslora)
+    if config.load_in_4bit:
+        to_nf4(model)
+    attach_adapter(model, config.lora)
 
 
 def _loader(rows: Rows, loop: LoopConfig) -> RowLoader:
