@@ -7,11 +7,12 @@ last; other files in the folder (the tokenizer, a manifest) stay. Models kept in
 the readers in `modelwright.models.READERS`.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from modelwright.base.errors import CheckpointError, DataError
 from modelwright.base.files import read_json, write_json
@@ -59,7 +60,8 @@ def load_model(
         if task is not None or num_labels is not None:
             raise CheckpointError(f"{folder} is a file; another task is asked of a folder. Convert it with mw convert.")
         return _find_reader(folder)(folder, dtype=dtype, device=device)
-    tensors = ((name, tensor) for _, name, tensor in read_folder(folder, is_kept=dtype is None and place.type == "cpu"))
+    is_kept = dtype is None and place.type == "cpu"
+    tensors: Iterable[tuple[str, Tensor]] = ((name, one) for _, name, one in read_folder(folder, is_kept=is_kept))
     values = read_config(folder)
     quantized = reader_of(folder, values)
     if quantized is not None:
