@@ -363,8 +363,8 @@ def test_a_low_bit_folder_comes_back_the_same(tmp_path, bits, tie_embeddings):
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"model\.layers\.0\.self_attn\.q_proj\.weight_scale"):
         load_model(tmp_path)
-    edit_config(tmp_path, quantization_config={"quant_method": "gptq"})
-    with pytest.raises(CheckpointError, match=r"config\.json: quantization_config: quant_method is 'gptq'"):
+    edit_config(tmp_path, quantization_config={"quant_method": "hqq"})
+    with pytest.raises(CheckpointError, match=r"config\.json: quantization_config: quant_method is 'hqq'"):
         load_model(tmp_path)
 
 
