@@ -31,6 +31,7 @@ class Rival:
         params.kv_unified = True
         self.context = llama_cpp.llama_init_from_model(self.model, params)
         self.memory = llama_cpp.llama_get_memory(self.context)
+        self.loaded: dict[str, object] = {}  # adapters by path
         self.vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
         self.batch = llama_cpp.llama_batch_init(2048, 0, num_sequences)
 
@@ -89,6 +90,33 @@ class Rival:
         for step in range(num_tokens - 1):
             tokens = self.decode([(t, at[s] + step, s, True) for s, t in enumerate(tokens)])
         return {"seconds": self.clock() - start, "decode": self.clock() - middle}
+
+    def adapters(self, paths: list[str], prompts: list[list[int]], num_tokens: int, num_each: int) -> dict[str, float]:
+        """Users of several adapters: it computes one adapter at a time, so each one's users wait for those before."""
+        loaded = self.loaded
+        for path in paths:
+            if path not in loaded:
+                loaded[path] = llama_cpp.llama_adapter_lora_init(self.model, path.encode())
+                assert loaded[path], path
+        start = self.clock()
+        for index, path in enumerate(paths):
+            self.use(loaded[path])
+            self.clear()
+            own = prompts[index * num_each : (index + 1) * num_each]
+            rows = [(t, i, s, i == len(ids) - 1) for s, ids in enumerate(own) for i, t in enumerate(ids)]
+            tokens = self.decode(rows)
+            for step in range(num_tokens - 1):
+                tokens = self.decode([(t, len(own[s]) + step, s, True) for s, t in enumerate(tokens)])
+        seconds = self.clock() - start
+        self.use(None)
+        return {"seconds": seconds}
+
+    def use(self, adapter: object | None) -> None:
+        """Compute with one adapter, or with none."""
+        kept = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(adapter) if adapter is not None else None
+        scales = (ctypes.c_float * 1)(1.0)
+        num = 0 if adapter is None else 1
+        assert llama_cpp.llama_set_adapters_lora(self.context, kept, num, scales) == 0
 
 
 def quantize(source: str, target: str) -> None:
