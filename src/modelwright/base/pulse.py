@@ -21,6 +21,8 @@ GRACE_SECONDS = 10.0  # for what a rank still has to do when another is dead: sa
 class Pulse:
     """The signs of life of this rank, and a look at those of the others, in a thread."""
 
+    _made = 0
+
     def __init__(self, dead_after_seconds: float):
         from torch.distributed.distributed_c10d import _get_default_store
 
@@ -28,6 +30,8 @@ class Pulse:
         self.rank, self.size = distributed.rank(), distributed.world_size()
         store = _get_default_store()
         self._store: Any = store.clone() if hasattr(store, "clone") else store
+        Pulse._made += 1  # all ranks make theirs in the same order: one name for those that belong together
+        self._name = f"pulse/{Pulse._made}"
         self.found: str | None = None  # what is wrong with another rank
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="pulse", daemon=True)
@@ -37,10 +41,10 @@ class Pulse:
         """Stop; with last words, tell the others why this rank ends before its time."""
         self._stop.set()
         self._thread.join(2)
-        key = f"pulse/end/{self.rank}"
+        key = f"{self._name}/end/{self.rank}"
         try:
             self._store.set(key, last_words or "")
-            self._store.add(f"pulse/{self.rank}", 1_000_000)  # at its end: silence is no death from here on
+            self._store.add(f"{self._name}/{self.rank}", 1_000_000)  # at its end: silence is no death from here on
         except Exception:  # the store has died with its rank: nobody is left to be told
             return
 
@@ -67,14 +71,14 @@ class Pulse:
         """Give a sign of life and return what is wrong with another rank, if anything."""
         advice = "Nothing half-written is left; start all ranks again with --resume to go on from the last checkpoint."
         try:
-            self._store.add(f"pulse/{self.rank}", 1)
+            self._store.add(f"{self._name}/{self.rank}", 1)
             for rank in range(self.size):
-                count = self._store.add(f"pulse/{rank}", 0)
+                count = self._store.add(f"{self._name}/{rank}", 0)
                 now = time.monotonic()
                 if rank not in seen or seen[rank][0] != count:
                     seen[rank] = (count, now)
                 if count >= 1_000_000:
-                    said = self._store.get(f"pulse/end/{rank}").decode()
+                    said = self._store.get(f"{self._name}/end/{rank}").decode()
                     if said:
                         return f"Rank {rank} of {self.size} has failed: {said} This rank ends too. {advice}"
                 elif now - seen[rank][1] > self.dead_after_seconds:

@@ -213,7 +213,7 @@ def restore_newest(run: "Run", folder: Path) -> bool:
         ConfigError: It was made with other settings; the message lists them.
         CheckpointError: It is damaged or belongs to another model.
     """
-    found = checkpoints(folder)
+    found = distributed.share(checkpoints(folder))
     if not found:
         return False
     restore(run, found[-1])
@@ -252,9 +252,11 @@ def roll_back(run: "Run", folder: Path) -> bool:
 
     A second return without a save in between takes the checkpoint before, because the newest one did not help.
     """
-    found = checkpoints(folder)
+    found = distributed.share(checkpoints(folder))
     if run.last_rollback is not None and found and found[-1] == run.last_rollback and len(found) > 1:
-        shutil.rmtree(found.pop())
+        bad = found.pop()
+        if distributed.rank() == 0:
+            shutil.rmtree(bad)
     if not found:
         return False
     place, dog = run.loader.state(), run.watchdog

@@ -33,12 +33,13 @@ from torch.nn.parallel import DistributedDataParallel
 from modelwright.base import distributed
 from modelwright.base.errors import ConfigError
 from modelwright.base.pulse import Pulse
+from modelwright.nn.ring import use_ring
 from modelwright.optim.parts import local_part
 from modelwright.train.layout import Layout
 from modelwright.train.memory import is_out_of_memory
 from modelwright.train.objective import Objective, unwrap
 from modelwright.train.pipeline import Pipeline
-from modelwright.train.sequence_parallel import check_context, cut_positions, ring_of
+from modelwright.train.sequence_parallel import check_context, cut_positions
 from modelwright.train.tensor_parallel import apply_tensor
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ class ParallelLayout(Layout):
         if is_cut and config.optimizer.name in UNSHARDED_RULES:
             raise ConfigError(
                 f"loop.optimizer.name is {config.optimizer.name!r}, and loop.parallel cuts matrices into parts: its "
-                "state is kept by blocks or by whole rows. Use adamw, lion or muon, or only data and pipeline."
+                "state is kept by blocks or by whole rows. Use adamw, lion or muon, or data or pipeline alone."
             )
         if config.compile:
             raise ConfigError("loop.compile is set, and loop.parallel too; the two are not combined. Leave one out.")
@@ -173,6 +174,8 @@ class ParallelLayout(Layout):
             raise ConfigError("loop.precision is 'fp8' and loop.parallel.tensor above 1; use bf16, or shard instead.")
         if self.sizes["pipeline"] > 1 and config.recompute.name == "selective":
             raise ConfigError("loop.recompute.name is 'selective' in a pipeline; use layers.")
+        if self.sizes["pipeline"] > 1 and config.lengths is not None:
+            raise ConfigError("loop.lengths is set in a pipeline, whose stages pass on rows of one length. Remove it.")
 
     def place(self, model: nn.Module, device: torch.device) -> nn.Module:
         """Cut the model for the degrees, tensor first, then pipeline, then data and shard."""
@@ -278,7 +281,7 @@ class ParallelLayout(Layout):
         with contextlib.ExitStack() as stack:
             if self.sizes["context"] > 1:
                 row_len = batches[0].input_ids.shape[1] * self.sizes["context"]
-                stack.enter_context(ring_of(self.mesh["context"].get_group(), row_len, run.device))
+                stack.enter_context(use_ring(self.mesh["context"].get_group(), row_len))
             if self.pipeline is None:
                 return super().accumulate(run, objective, batches, num_trained)
             return self.pipeline.accumulate(run, objective, batches, num_trained)

@@ -8,7 +8,6 @@ the layout itself; the row then is not checked, and says why.
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from modelwright.base.errors import ConfigError
@@ -68,8 +67,3 @@ def check_context(subject: Subject) -> Finding:
 def check_two_by_two(subject: Subject) -> Finding:
     """Four ranks, each of two shards cut in two by tensors, give the gradient of one process."""
     return _check(subject, "2 x 2 ranks (FSDP2 x tensor) = 1", ParallelConfig(shard=2, tensor=2), 4)
-
-
-def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    """Tell whether two sets of tensors are equal bit for bit."""
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)

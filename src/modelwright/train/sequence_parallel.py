@@ -5,12 +5,9 @@ the others only there (`modelwright.nn.ring`). Positions are always given, so ro
 of the whole row; in packed rows the mask keeps documents apart as ever.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from modelwright.base.errors import ConfigError
@@ -18,7 +15,7 @@ from modelwright.data.load import Batch
 from modelwright.models.decoder import Decoder
 from modelwright.nn.attention import Attention
 from modelwright.nn.mlp import GatedMlp, Mlp
-from modelwright.nn.ring import use_ring, zigzag
+from modelwright.nn.ring import zigzag
 from modelwright.nn.rope import RotaryTable
 
 # Modules of a block that look at one position at a time.
@@ -38,7 +35,7 @@ def check_context(model: nn.Module) -> None:
             isinstance(module, RotaryTable) and module.scaling is not None and module.scaling.is_length_dependent
         )
         has_sinks = isinstance(module, Attention) and module.sinks is not None
-        if is_scaled or has_sinks or getattr(module, "looks_across_positions", False):
+        if is_scaled or has_sinks:
             raise ConfigError(
                 f"loop.parallel.context is above 1, and {name} is a {type(module).__name__} that cannot be cut: it has "
                 "sinks, or rotations that depend on the length of the row. Use shard or tensor."
@@ -70,10 +67,3 @@ def cut_positions(batch: Any, rank: int, size: int) -> Any:
         positions=positions,
         mask=None if batch.mask is None else batch.mask[:, :, at],
     )
-
-
-@contextmanager
-def ring_of(group: Any, row_len: int, device: torch.device) -> Iterator[None]:
-    """Let attention go round the ranks of a group inside the ``with``."""
-    with use_ring(group, row_len):
-        yield

@@ -101,16 +101,14 @@ def _sync(folder: Path) -> None:
         os.close(handle)
 
 
-_writing: dict[int, Any] = {}
+_writing: list[tuple[Any, Any]] = []  # the group of all ranks, and that of their threads
 
 
 def _writing_group() -> Any:
     """Return the group of the threads that write, made once a launch; all ranks must call the first time together."""
-    key = id(dist.group.WORLD)
-    if key not in _writing:
-        _writing.clear()
-        _writing[key] = dist.new_group(backend="gloo")
-    return _writing[key]
+    if not _writing or _writing[0][0] is not dist.group.WORLD:
+        _writing[:] = [(dist.group.WORLD, dist.new_group(backend="gloo"))]
+    return _writing[0][1]
 
 
 def stored_name(run: "Run", name: str) -> str:
