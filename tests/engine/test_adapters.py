@@ -17,6 +17,7 @@ from modelwright.models.adapter_file import read_adapter_parts
 from modelwright.models.llama import Llama
 from modelwright.nn.kernels import build
 from modelwright.nn.lora import add_lora, lora_layers, lora_parameters, merge_lora
+from modelwright.nn.nf4 import NF4Linear
 from modelwright.train.adapter import load_adapter, save_adapter
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
@@ -298,3 +299,13 @@ def test_the_compiled_step_mixes_adapters_and_agrees_with_pytorch(model_bf16, fo
     swapped = with_adapters(base, folders, kernels="plain").generate(prompts(6), told, adapter=names[::-1])
     far = [abs(a - b) for a, b in zip(both[0][0].prompt_logprobs[1:], swapped[0].prompt_logprobs[1:], strict=True)]
     assert sum(far) / len(far) > 0.5  # negative control: another adapter says something else
+
+
+def test_adapters_stand_beside_an_nf4_base(model_bf16, folders):
+    base = rounded(model_bf16, "nf4")
+    assert isinstance(base.layers[0].attention.q, NF4Linear)
+    llm = with_adapters(base, folders)
+    mixed = answers(llm, ["one", None, "two"])
+    assert len({ids for ids, _ in mixed}) == 3
+    with pytest.raises(ConfigError, match="rounded already"):
+        rounded(base, "int4")

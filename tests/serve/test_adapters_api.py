@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from modelwright.base.errors import ConfigError
+from modelwright.engine.llm import LLM
 from modelwright.nn.lora import add_lora, lora_parameters
 from modelwright.serve.app import ServeConfig, create_app
 from modelwright.serve.keys import add_key
+from modelwright.serve.trace import replay
 from modelwright.train.adapter import save_adapter
 
 HELLO: Any = [{"role": "user", "content": "textwrap wraps"}]
@@ -131,3 +133,20 @@ def test_without_a_folder_nothing_is_loaded_over_the_network(server, tuned, tmp_
     assert response.status_code == 403 and "--adapter-dir" in response.json()["error"]["message"]
     with pytest.raises(ConfigError, match="that of a model served here"):
         server.app.state.served.load_adapter("tiny", tmp_path)
+
+
+def test_a_trace_tells_adapters_apart(tuned, build_engine, start, tmp_path: Path):
+    folder = tuned.root / "adapters" / "law"
+    with build_engine() as engine:
+        config = ServeConfig(adapters=(("law", folder),), trace_file=tmp_path / "trace.jsonl")
+        app = create_app(config, engine, engine.tokenizer, "tiny", None, None)
+        with start(app, engine) as started:
+            for model in ("tiny", "law"):
+                body = {"model": model, "prompt": "textwrap", "max_tokens": 8, "temperature": 0}
+                assert httpx2.post(f"{started.url}/v1/completions", json=body).status_code == 200
+        model, tokenizer = engine.engine.model, engine.tokenizer
+    llm = LLM(model, tokenizer=tokenizer)
+    assert replay(tmp_path / "trace.jsonl", llm).num_skipped == 1
+    llm.load_adapter("again", folder)
+    replayed = replay(tmp_path / "trace.jsonl", llm)
+    assert (replayed.num_completions, replayed.num_skipped, replayed.differences) == (2, 0, [])

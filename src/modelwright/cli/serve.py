@@ -38,7 +38,7 @@ def serve(
     ] = False,
     draft: Annotated[str | None, typer.Option(help="A smaller model of the same tokens guesses; same answers.")] = None,
     kv_dtype: Annotated[str | None, typer.Option(help="Round keys and values in the cache: int8 or int4.")] = None,
-    quantize: Annotated[str | None, typer.Option(help="Round the weights while loading: int8 or int4.")] = None,
+    quantize: Annotated[str | None, typer.Option(help="Round the weights while loading: int8, int4 or nf4.")] = None,
     adapters: Annotated[
         list[str] | None, typer.Option(help="A LoRA adapter to serve under a name of its own: NAME=DIR; repeatable.")
     ] = None,

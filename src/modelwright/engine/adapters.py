@@ -80,6 +80,15 @@ class Adapters:
         """The names that a request can give, in the order in which they were loaded."""
         return list(self._known)
 
+    def by_content(self) -> dict[str, str]:
+        """Return a name for each content hash that is served."""
+        return {known_hash: name for name, (_, known_hash) in list(self._known.items())}
+
+    def hash_of(self, name: str | None) -> str | None:
+        """Return the content hash that a name stands for; None: it stands for no adapter."""
+        known = self._known.get(name or "")
+        return known[1] if known is not None else None
+
     @property
     def num_bytes(self) -> int:
         """Memory of the adapters whose weights are here."""

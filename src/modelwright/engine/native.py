@@ -226,6 +226,7 @@ class NativeRunner:
             if adapter is not None:
                 if adapter.packed is None:
                     adapter.packed = PackedAdapter(self.model, adapter.layers)
+                    adapter.layers = {}  # no second copy: whoever computes with packed weights never goes back
                 found[span.start : span.stop] = adapter.packed.address
         return found
 

@@ -2,7 +2,8 @@
 
 `quantize` rounds the linear layers while loading, for folders whose weights are still 16 bits: the blocks' layers to
 the named bits, the output matrix, through which every token goes, to 8. A folder quantized before (``mw quantize``)
-starts faster and may have been rounded with more care.
+starts faster and may have been rounded with more care. NF4 (blocks of 64, the head as it is) saves memory alone: it has
+no product in 4 bits, so each step makes a layer's matrix dense and forgets it.
 
 Steps go through compiled kernels (`modelwright.engine.native`) for low-bit models of the Llama family, else through
 PyTorch. The first time on a machine the kernels are compiled, in seconds. Where that takes long, PyTorch serves, and
@@ -32,12 +33,13 @@ from modelwright.nn.kernels import build
 from modelwright.nn.kernels.packed import round_linear
 from modelwright.nn.linear import linears, replace_module
 from modelwright.nn.lowbit import LAYERS, LowBitLinear
+from modelwright.nn.nf4 import NF4Linear, to_nf4
 
 log = get_logger(__name__)
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 KERNELS = ("native", "plain")
 GROUP_SIZES = {"int8": None, "int4": 32}  # what `quantize` can be; int8 has one scale a row
-BITS = {"int8": 8, "int4": 4}
+BITS = {"int8": 8, "int4": 4, "nf4": 4}
 HEAD_BITS = 8
 # A library compiled before is there at once; a first compilation takes 3 s. PyTorch's own packing of a 0.5B model's
 # 4-bit weights, on its first step, took 14 s of CPU time: it is worth waiting for a slow compiler, up to a point.
@@ -81,12 +83,15 @@ def rounded(model: nn.Module, quantize: str) -> nn.Module:
     """
     if quantize not in BITS:
         raise ConfigError(f"quantize is {quantize!r}; known: {', '.join(BITS)}. Leave it out to keep the weights.")
-    if any(isinstance(module, LowBitLinear) for module in model.modules()):
+    if any(isinstance(module, (LowBitLinear, NF4Linear)) for module in model.modules()):
         raise ConfigError(
             f"The model's weights are rounded already; quantize={quantize!r} would lose more. Leave it out."
         )
     kept: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     made = copy.deepcopy(model, kept)
+    if quantize == "nf4":
+        to_nf4(made, skipped=tuple(name for name, _ in linears(made) if name == "lm_head"))
+        return made
     for name, layer in list(linears(made)):
         if type(layer) is nn.Linear:
             bits = HEAD_BITS if name == "lm_head" else BITS[quantize]

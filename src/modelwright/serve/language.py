@@ -117,6 +117,7 @@ async def _observed(
     tags = {"tenant": key.config.name} if key is not None else {}  # a prefix cache and a queue of its own
     if model in served.adapter_names:
         tags["adapter"] = model
+    adapter = served.engine.engine.adapters.hash_of(tags.get("adapter"))
     drawn, reason = list[int](), "abort"
     asked = tags.get("adapter", served.model_name)
     span = telemetry.begin(operation, asked, params) if telemetry is not None else contextlib.nullcontext()
@@ -132,7 +133,7 @@ async def _observed(
                     yield piece
     finally:
         if served.trace is not None:
-            served.trace.add(prompt_ids, params, drawn, reason)
+            served.trace.add(prompt_ids, params, drawn, reason, adapter)
 
 
 def _tokens(prompt_ids: Sequence[int], piece: "EnginePiece") -> tuple[Token, ...]:

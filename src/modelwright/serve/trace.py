@@ -51,9 +51,22 @@ class Trace:
         settings = {name: value for name, value in asdict(engine).items() if value is not None}
         self._write({"kind": START, "version": __version__, "model": fingerprint(model), "engine": settings})
 
-    def add(self, prompt_ids: Sequence[int], params: SamplingParams, token_ids: Sequence[int], reason: str) -> None:
-        """Write one completion; ``reason`` is its finish reason, ``abort`` where the client left before the end."""
+    def add(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        token_ids: Sequence[int],
+        reason: str,
+        adapter: str | None = None,
+    ) -> None:
+        """Write one completion.
+
+        Args:
+            reason: Its finish reason, ``abort`` where the client left before the end.
+            adapter: The content hash of the adapter it was computed with; None: the model itself.
+        """
         row = {"kind": COMPLETION, "prompt_ids": list(prompt_ids), "params": asdict(params)}
+        row |= {"adapter": adapter} if adapter is not None else {}
         self._write({**row, "token_ids": list(token_ids), "finish_reason": reason})
 
     def _write(self, row: dict[str, Any]) -> None:
@@ -91,7 +104,7 @@ class Replayed:
 
     num_completions: int
     num_tokens: int
-    num_skipped: int  # of another model's fingerprint
+    num_skipped: int  # of another model's fingerprint, or of an adapter that is not loaded
     differences: list[Difference]
 
 
@@ -134,16 +147,17 @@ def engine_settings(path: Path) -> dict[str, Any]:
 def replay(path: Path, llm: "LLM") -> Replayed:
     """Compute every completion of a trace again and compare the tokens.
 
-    Completions of a model with another fingerprint are counted and left out. Of one that was aborted, the tokens that
+    Completions of a model with another fingerprint, or of an adapter that ``llm`` has not loaded, are counted and left
+    out. Of one that was aborted, the tokens that
     had come are compared.
     """
-    own = fingerprint(llm.engine.model)
+    own, adapters = fingerprint(llm.engine.model), llm.engine.adapters.by_content()
     rows: list[tuple[int, dict[str, Any]]] = []
     num_skipped, is_own = 0, False
     for number, row in read_trace(path):
         if row["kind"] == START:
             is_own = row["model"] == own
-        elif is_own:
+        elif is_own and row.get("adapter") in (None, *adapters):
             rows.append((number, row))
         else:
             num_skipped += 1
@@ -152,7 +166,8 @@ def replay(path: Path, llm: "LLM") -> Replayed:
         for start in range(0, len(rows), BATCH):
             part = rows[start : start + BATCH]
             params = [_params(row) for _, row in part]
-            done = llm.generate([row["prompt_ids"] for _, row in part], params)
+            names = [adapters.get(row.get("adapter", "")) for _, row in part]
+            done = llm.generate([row["prompt_ids"] for _, row in part], params, adapter=names)
             for (number, row), completion in zip(part, done, strict=True):
                 difference = _compare(number, row["token_ids"], list(completion.token_ids))
                 differences += [difference] if difference is not None else []
