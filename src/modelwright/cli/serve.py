@@ -39,12 +39,8 @@ def serve(
     draft: Annotated[str | None, typer.Option(help="A smaller model of the same tokens guesses; same answers.")] = None,
     kv_dtype: Annotated[str | None, typer.Option(help="Round keys and values in the cache: int8 or int4.")] = None,
     quantize: Annotated[str | None, typer.Option(help="Round the weights while loading: int8, int4 or nf4.")] = None,
-    adapters: Annotated[
-        list[str] | None, typer.Option(help="A LoRA adapter to serve under a name of its own: NAME=DIR; repeatable.")
-    ] = None,
-    adapter_dir: Annotated[
-        Path | None, typer.Option(help="Clients (with keys: admins) may load adapters from folders in it.")
-    ] = None,
+    adapters: Annotated[list[str] | None, typer.Option(help="A LoRA adapter to serve: NAME=DIR; repeatable.")] = None,
+    adapter_dir: Annotated[Path | None, typer.Option(help="Clients may load adapters from folders in it.")] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="Keys that may ask; make them with mw keys.")] = None,
     trace: Annotated[Path | None, typer.Option(help="Write every prompt and answer there, for mw replay.")] = None,
     allow_origin: Annotated[
