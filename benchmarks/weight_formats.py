@@ -93,6 +93,8 @@ def formats(model: nn.Module, folder: Path) -> Iterator[tuple[str, nn.Module]]:
         write_gptq(model, folder / f"gptq{bits}", bits)
         yield f"GPTQ folder, {bits} bits, kept", load_model(folder / f"gptq{bits}", dtype=torch.bfloat16)
     for kind in ("q8_0", "q4_0", "q4_1", "q4_k", "q5_k", "q6_k"):
+        if kind.endswith("k") and model.config.hidden_size % 256:  # type: ignore[union-attr, operator]
+            continue  # no whole blocks: the writer would take another type
         file = folder / f"{kind}.gguf"
         write_gguf(model, None, file, kind)
         if kind in ("q8_0", "q4_0"):

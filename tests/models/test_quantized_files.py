@@ -166,3 +166,15 @@ def test_a_layer_without_its_zeros_is_refused_by_name(tmp_path):
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="layers.1.mlp.up_proj has no qzeros"):
         load_model(tmp_path)
+
+
+def test_a_tied_output_matrix_stays_the_embedding(tmp_path):
+    make_folder(tmp_path, "gptq")
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    model = load_model(tmp_path, dtype=torch.float32)
+    assert model.lm_head.weight is model.embed.weight
+    assert isinstance(model.layers[0].attention.q, Int4Linear)

@@ -114,7 +114,8 @@ class QuantizedReader:
                 n for n in listed if n.endswith(".weight") and f"{n.removesuffix('.weight')}.qweight" not in listed
             ]
             size = self.group_size if self.group_size and self.group_size > 0 else None
-            ignored = sorted(name.removesuffix(".weight") for name in dense)
+            tied = [] if "lm_head.qweight" in listed else ["lm_head.weight"]  # it may be the embedding, in no file
+            ignored = sorted({name.removesuffix(".weight") for name in (*dense, *tied)})
             kept["quantization_config"] = quantization_config(int(self.bits or 4), size, ignored)
         else:
             log.info("%s: %s weights are multiplied out, which takes the memory of 16 bits", self.source, self.method)
