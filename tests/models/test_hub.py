@@ -29,9 +29,11 @@ def test_a_folder_is_returned_as_it_is(tmp_path):
 
 
 def test_refuses_a_file_and_a_path_that_is_not_there(tmp_path):
-    (tmp_path / "model.gguf").write_bytes(b"")
+    for name in ("model.gguf", "model.bin"):
+        (tmp_path / name).write_bytes(b"")
+    assert hub.fetch(tmp_path / "model.gguf") == tmp_path / "model.gguf"  # whole in one file
     with pytest.raises(CheckpointError, match="is a file"):
-        hub.fetch(tmp_path / "model.gguf")
+        hub.fetch(tmp_path / "model.bin")
     for name in (str(tmp_path / "nothing"), "./nothing", "nothing", "a/b/c"):
         with pytest.raises(CheckpointError, match="There is no folder"):
             hub.fetch(name)
