@@ -57,7 +57,10 @@ def test_every_recipe_can_be_planned(recipe: Path, toy: Toy, tmp_path: Path):
     plan = plan_run(config)
     assert plan.fits
     assert plan.num_steps == 3
-    assert plan.total_bytes == plan.weight_bytes + plan.gradient_bytes + plan.optimizer_bytes + plan.activation_bytes
+    made = plan.weight_bytes + plan.gradient_bytes + plan.optimizer_bytes + plan.activation_bytes
+    made += plan.peak.logits_bytes
+    assert plan.total_bytes == made + plan.peak.framework_bytes - plan.peak.shared_bytes
+    assert plan.batch.largest_recomputed >= plan.batch.largest_micro_batch > 2
     assert json.loads(json.dumps(plan.to_dict())) == plan.to_dict()
     assert not (tmp_path / "out").exists()
 
@@ -91,7 +94,7 @@ def test_an_adapter_costs_gradients_and_optimizer_state_for_itself_alone(toy: To
     trained = adapter.parameters - everything.parameters
     assert 0 < trained < everything.parameters
     assert adapter.gradient_bytes == 4 * trained
-    assert adapter.optimizer_bytes == 8 * trained
+    assert adapter.optimizer_bytes in (4 * trained, 8 * trained)  # Muon keeps one moment, AdamW two
     assert everything.gradient_bytes == 4 * everything.parameters
 
 

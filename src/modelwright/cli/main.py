@@ -78,6 +78,17 @@ VERBS = {
         "mw train recipes/pretrain/small.yaml --minutes=10",
         takes_settings=True,
     ),
+    "tune": Verb(
+        "modelwright.cli.tune:tune",
+        "search a recipe's settings by short runs, on Optuna or a Ray cluster",
+        "mw tune recipes/pretrain/small.yaml --space space.yaml --trials 20",
+        takes_settings=True,
+    ),
+    "look": Verb(
+        "modelwright.cli.look:look",
+        "see optimizers move, activations spread and attention look: pictures, or a page",
+        "mw look attention runs/base --text 'The dog sleeps.' --out attention.png",
+    ),
     "selfcheck": Verb(
         "modelwright.cli.selfcheck:selfcheck",
         "change what must not change a training run's result, at toy size, and compare",

@@ -18,6 +18,7 @@ def read_training_recipe(recipe: Path, arguments: Sequence[str] = ()) -> tuple[s
     """
     values = read_recipe(recipe)
     method = values.pop("method", None)
+    values.pop("tracking", None)  # read by mw train; no part of what is learned
     if not isinstance(method, str):
         known = ", ".join(METHOD_CONFIGS)
         raise ConfigError(f"The recipe {recipe} has no method (found {method!r}). Add a line method: {known}.")

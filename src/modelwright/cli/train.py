@@ -11,15 +11,16 @@ from modelwright.base.errors import ConfigError
 from modelwright.base.progress import console, human_bytes, human_count
 from modelwright.base.registry import lookup
 from modelwright.cli.recipe import read_training_recipe
+from modelwright.cli.train_scaling import study
+from modelwright.cli.train_tracking import read_tracking, tracked
+from modelwright.cli.train_tracking import tell as _tell
 from modelwright.train import METHODS
 from modelwright.train.ray_engine import train_on_ray
-
-LOG_EVERY = 20  # steps, where no progress bar can be shown
 
 
 def train(
     context: typer.Context,
-    recipe: Annotated[Path, typer.Argument(help="A .yaml file with method: pretrain or finetune; see recipes/.")],
+    recipe: Annotated[Path, typer.Argument(help="A .yaml file, see recipes/; or: scaling RECIPE, for a scaling law.")],
     resume: Annotated[bool, typer.Option(help="Go on with the unfinished run of this recipe.")] = False,
     restart: Annotated[bool, typer.Option(help="Throw the unfinished run away and begin anew.")] = False,
     engine: Annotated[
@@ -33,7 +34,11 @@ def train(
     Several processes train together when torchrun starts them, torchrun --nproc-per-node 2 -m modelwright.cli.main
     train RECIPE, or with --engine ray --workers 2; loop.parallel says how they share the work.
     """
-    method, config = read_training_recipe(recipe, context.args)
+    if recipe == Path("scaling"):  # a study of several runs
+        study(context.args)
+        return
+    tracking, arguments = read_tracking(recipe, context.args)
+    method, config = read_training_recipe(recipe, arguments)
     if engine not in ("here", "ray"):
         raise ConfigError(f"--engine is {engine!r}; known: here, ray. Leave it out to train in this process.")
     if engine == "ray":
@@ -45,7 +50,8 @@ def train(
         if distributed.rank() > 0:
             console.quiet = True
         _settle_together(config.out, is_wanted=resume, is_unwanted=restart)
-        result = lookup(METHODS, method, "method")(config, hooks=[_tell])
+        with tracked(config, tracking) as hooks:
+            result = lookup(METHODS, method, "method")(config, hooks=[_tell, *hooks])
         _show_result(method, result)
 
 
@@ -79,12 +85,6 @@ def _settle_unfinished(out: Path, *, is_wanted: bool, is_unwanted: bool) -> None
         shutil.rmtree(work, ignore_errors=True)
     elif work.is_dir() and not is_wanted:
         raise ConfigError(f"{work} holds an unfinished run. Add --resume to go on with it, or --restart to begin anew.")
-
-
-def _tell(run: Any, report: Any) -> None:
-    if not console.is_terminal and report.step % LOG_EVERY == 0:
-        rate = report.num_tokens / max(report.seconds, 1e-9)
-        console.print(f"  step {report.step}/{run.num_steps}  loss {report.loss:.4f}  {human_count(rate)} tokens/s")
 
 
 def _show(name: str, value: Any) -> str:

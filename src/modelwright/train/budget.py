@@ -1,24 +1,44 @@
 """What a training run will cost before anything is spent: parameters, memory by part, FLOPs, time.
 
 FLOPs follow Chowdhery et al. 2022 (PaLM, appendix B): 6 for each parameter of a matrix product and token, forward and
-backward together, plus 12 L D T for attention; no discount for the causal half. Memory of activations is an estimate
-for a compiled pass without recomputation, and says so.
+backward together, plus 12 L D T for attention; no discount for the causal half. Memory is found by doing a step
+without numbers (`modelwright.train.footprint`); a compiled step takes less.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from modelwright.base.device import describe_machine, has_fast_bf16, measure_matmul_flops, pick_device
 from modelwright.models.llama import Llama, LlamaConfig
-from modelwright.nn.cross_entropy import MAX_LOGITS
 from modelwright.train.loop import LoopConfig
+from modelwright.train.memory_plan import SPARE, plan_memory
 
 # Share of the machine's matrix rate that a training step reaches; measured 0.5 to 0.6 on two CPU cores
 # (benchmarks/quickstart.py), so plans are a little pessimistic.
 ASSUMED_MFU = 0.45
+
+
+@dataclass(frozen=True)
+class BatchAdvice:
+    """How many rows a forward pass may have on this machine."""
+
+    largest_micro_batch: int  # 0: not even one fits
+    largest_recomputed: int  # with loop.recompute.name=layers
+    recommended_recompute: str  # none, or layers where only that fits
+
+
+@dataclass(frozen=True)
+class PeakParts:
+    """More parts of a run's memory."""
+
+    logits_bytes: int
+    shared_bytes: int  # gradients that come into being where activations were: counted, but not in the total
+    framework_bytes: int  # interpreter and libraries
 
 
 @dataclass(frozen=True)
@@ -35,7 +55,8 @@ class Plan:
     weight_bytes: int
     gradient_bytes: int
     optimizer_bytes: int
-    activation_bytes: int  # estimate
+    activation_bytes: int  # at the peak of a step, with temporary tensors and copies in the compute type
+    peak: PeakParts
     total_bytes: int
     kv_cache_bytes_per_token: int  # when served in bf16
     machine_flops_per_second: float  # measured
@@ -43,6 +64,7 @@ class Plan:
     estimated_seconds: float
     machine_memory_bytes: int
     fits: bool
+    batch: BatchAdvice
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as plain values."""
@@ -65,56 +87,48 @@ def flops_per_token(config: LlamaConfig, row_len: int) -> float:
     return 6 * matmul + 12 * config.num_layers * config.num_heads * config.head_dim * row_len
 
 
-def optimizer_bytes(config: LlamaConfig, name: str) -> int:
-    """Return the size of the optimizer state: float32, one moment for Muon's matrices, two for AdamW's tensors.
-
-    In 8 bits a moment is a byte and a scale a block of 256; Lion keeps one moment; Adafactor next to nothing.
-    """
-    total, _ = count_parameters(config)
-    if name != "muon":
-        a_weight = {"adamw8bit": 2 + 8 / 256, "paged_adamw8bit": 2 + 8 / 256, "lion": 4, "adafactor": 8 / 256}
-        return int(a_weight.get(name, 8) * total)
-    with torch.device("meta"):
-        model = Llama(config)
-    hidden = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 2 and n.startswith("layers."))
-    return 4 * hidden + 8 * (total - hidden)
-
-
-def activation_bytes(config: LlamaConfig, micro_batch_size: int, row_len: int, is_bf16: bool) -> int:
-    """Estimate what the forward pass keeps for the backward pass, and the logits, in bytes.
-
-    A layer keeps about its inputs, q, k, v, the attention output and three feed-forward rows, and the attention
-    weights where they are not recomputed; of the logits a piece stands in the compute type and twice in float32.
-    """
-    assert config.head_dim is not None and config.num_kv_heads is not None
-    size = 2 if is_bf16 else 4
-    tokens = micro_batch_size * row_len
-    heads = (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-    a_layer = tokens * (4 * config.hidden_size + heads + 3 * config.intermediate_size) * size
-    weights = micro_batch_size * config.num_heads * row_len * row_len * size
-    logits = min(tokens * config.vocab_size, MAX_LOGITS) * (size + 8)
-    return config.num_layers * (a_layer + weights) + logits
-
-
 def kv_bytes_per_token(config: LlamaConfig, bytes_per_number: int = 2) -> int:
     """Return what one cached token costs in serving."""
     assert config.head_dim is not None and config.num_kv_heads is not None
     return 2 * config.num_layers * config.num_kv_heads * config.head_dim * bytes_per_number
 
 
-def make_plan(config: LlamaConfig, loop: LoopConfig, row_len: int, num_steps: int) -> Plan:
-    """Measure this machine for a second and work out what the run will take."""
+def make_plan(
+    config: LlamaConfig,
+    loop: LoopConfig,
+    row_len: int,
+    num_steps: int,
+    *,
+    make_model: Callable[[], nn.Module] | None = None,
+    is_masked: bool = False,
+) -> Plan:
+    """Measure this machine for a second, trace a step, and work out what the run will take.
+
+    Args:
+        config: The model's shape.
+        loop: Batch, precision, optimizer, recomputation.
+        row_len: Tokens a row.
+        num_steps: Updates.
+        make_model: Builds the model with its adapter; None: a decoder of the shape.
+        is_masked: Rows hold several documents that do not see each other.
+    """
     device = pick_device(loop.device)
-    is_bf16 = (loop.precision or ("bf16" if has_fast_bf16(device) else "fp32")) != "fp32"
-    rate = measure_matmul_flops(device, torch.bfloat16 if is_bf16 else torch.float32)
+    precision = loop.precision or ("bf16" if has_fast_bf16(device) else "fp32")
+    rate = measure_matmul_flops(device, torch.float32 if precision == "fp32" else torch.bfloat16)
     total, matmul = count_parameters(config)
     tokens_per_step = loop.micro_batch_size * loop.grad_accum_steps * row_len
     per_token = flops_per_token(config, row_len)
-    weights = 4 * total + (2 * total if is_bf16 else 0)  # float32 and the copy that autocast makes
-    state = optimizer_bytes(config, loop.optimizer.name)
-    activations = activation_bytes(config, loop.micro_batch_size, row_len, is_bf16)
     memory = _memory_of(device)
-    needed = weights + 4 * total + state + activations
+    found = plan_memory(
+        make_model or (lambda: Llama(config)),
+        loop,
+        row_len,
+        vocab_size=config.vocab_size,
+        precision=precision,
+        memory_bytes=memory,
+        is_masked=is_masked,
+    )
+    parts = found.footprint
     flops = per_token * tokens_per_step * num_steps
     return Plan(
         parameters=total,
@@ -124,17 +138,19 @@ def make_plan(config: LlamaConfig, loop: LoopConfig, row_len: int, num_steps: in
         total_tokens=tokens_per_step * num_steps,
         flops_per_token=per_token,
         total_flops=flops,
-        weight_bytes=weights,
-        gradient_bytes=4 * total,
-        optimizer_bytes=state,
-        activation_bytes=activations,
-        total_bytes=needed,
+        weight_bytes=parts.weights,
+        gradient_bytes=found.gradient_bytes,
+        optimizer_bytes=parts.optimizer,
+        activation_bytes=parts.activations + parts.batch,
+        peak=PeakParts(parts.logits, found.gradient_bytes - parts.gradients, found.framework_bytes),
+        total_bytes=found.total,
         kv_cache_bytes_per_token=kv_bytes_per_token(config),
         machine_flops_per_second=rate,
         assumed_mfu_fraction=ASSUMED_MFU,
         estimated_seconds=flops / (rate * ASSUMED_MFU),
         machine_memory_bytes=memory,
-        fits=needed < 0.9 * memory,
+        fits=found.total < SPARE * memory,
+        batch=BatchAdvice(found.largest_micro_batch, found.largest_micro_batch_recomputed, found.recommended_recompute),
     )
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from modelwright.base import distributed
 from modelwright.base.device import can_compile, pick_device
 from modelwright.base.errors import ConfigError
-from modelwright.base.progress import bar, human_count, track
+from modelwright.base.progress import bar, console, track
 from modelwright.nn.float8 import leave_float8
 from modelwright.optim.build import OptimizerConfig, make_optimizer
 from modelwright.optim.ema import Ema, EmaConfig
@@ -37,6 +37,7 @@ from modelwright.train.objective import Objective, StepReport
 from modelwright.train.parallel import ParallelConfig, make_layout
 from modelwright.train.precision import Precision, check_precision
 from modelwright.train.recompute import RecomputeConfig, apply_recompute
+from modelwright.train.speed import Speedometer
 from modelwright.train.watchdog import Watchdog, WatchdogConfig
 
 Hook = Callable[["Run", StepReport], None]
@@ -270,6 +271,7 @@ def train(
 
 def _do_steps(run: Run, writer: CheckpointWriter | None, hooks: Sequence[Hook], name: str) -> None:
     every = run.config.checkpoint.every
+    meter = Speedometer(run)
     with bar(name, total=run.num_steps) as shown:
         shown.advance(run.step)
         while run.step < run.num_steps:
@@ -281,9 +283,8 @@ def _do_steps(run: Run, writer: CheckpointWriter | None, hooks: Sequence[Hook], 
             elif every and writer is not None and _is_due(run, every):
                 writer.save(run)
             shown.advance()
-            shown.describe(
-                f"loss {report.loss:.3f}  {human_count(report.num_tokens / max(report.seconds, 1e-9))} tokens/s"
-            )
+            if console.is_terminal:
+                shown.describe(meter.line(report))
             for hook in hooks:
                 hook(run, report)
 

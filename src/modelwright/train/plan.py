@@ -5,14 +5,16 @@ estimate, because the run itself also times its first steps.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from modelwright.base.config import to_dict
 from modelwright.base.device import has_fast_bf16, measure_matmul_flops, pick_device
-from modelwright.base.errors import DataError
+from modelwright.base.errors import ConfigError, DataError
 from modelwright.base.files import read_json, read_jsonl
 from modelwright.models.llama import Llama, LlamaConfig
 from modelwright.nn.lora import LoraConfig, add_lora
@@ -36,7 +38,14 @@ def plan_run(config: PretrainConfig | FinetuneConfig) -> Plan:
     Raises:
         DataError: The tokenizer, data set or base model that sizes follow from is missing.
     """
-    return plan_pretrain(config) if isinstance(config, PretrainConfig) else plan_finetune(config)
+    if isinstance(config, PretrainConfig):
+        return plan_pretrain(config)
+    if isinstance(config, FinetuneConfig):
+        return plan_finetune(config)
+    raise ConfigError(
+        f"A recipe of {type(config).__name__} cannot be planned yet; pretrain and finetune can. Run it with few steps "
+        "and look at the memory that its progress shows."
+    )
 
 
 def plan_pretrain(config: PretrainConfig) -> Plan:
@@ -83,31 +92,31 @@ def plan_finetune(config: FinetuneConfig) -> Plan:
         an_epoch = math.ceil(num_bytes / 3 / row_tokens)  # about three bytes a token, template included
         seconds = flops_per_token(model, row_len) * row_tokens / (_matrix_rate(loop) * ASSUMED_MFU)
         num_steps = max(10, min(int(config.minutes * 60 / seconds), MAX_EPOCHS * an_epoch))
-    plan = make_plan(model, loop, row_len, num_steps)
-    return plan if config.lora is None else _with_adapter(plan, model, config.lora)
+    plan = make_plan(model, loop, row_len, num_steps, make_model=_adapted(model, config.lora), is_masked=True)
+    return plan if config.lora is None else _with_adapter(plan)
 
 
-def _with_adapter(plan: Plan, model: LlamaConfig, lora: LoraConfig) -> Plan:
-    """Charge gradients and optimizer state to the adapter; frozen matrices still pass gradients, but get none."""
-    with torch.device("meta"):
-        adapted = Llama(model)
-        add_lora(adapted, lora.targets, lora.rank, lora.alpha, lora.dropout, lora.use_rslora)
-    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-    saved = plan.gradient_bytes - 4 * trained + plan.optimizer_bytes - 8 * trained
-    total_bytes = plan.total_bytes - saved + 4 * trained
+def _adapted(model: LlamaConfig, lora: LoraConfig | None) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        made = Llama(model)
+        if lora is not None:
+            add_lora(made, lora.targets, lora.rank, lora.alpha, lora.dropout, lora.use_rslora)
+        return made
+
+    return make
+
+
+def _with_adapter(plan: Plan) -> Plan:
+    """Frozen matrices pass gradients on, but get none: 4 FLOPs a number and token instead of 6."""
+    trained = plan.gradient_bytes // 4
     per_token = plan.flops_per_token - 2 * plan.matmul_parameters + 6 * trained
     scale = per_token / plan.flops_per_token
     return replace(
         plan,
         parameters=plan.parameters + trained,
-        weight_bytes=plan.weight_bytes + 4 * trained,
-        gradient_bytes=4 * trained,
-        optimizer_bytes=8 * trained,
-        total_bytes=total_bytes,
         flops_per_token=per_token,
         total_flops=plan.total_flops * scale,
         estimated_seconds=plan.estimated_seconds * scale,
-        fits=total_bytes < 0.9 * plan.machine_memory_bytes,
     )
 
 
