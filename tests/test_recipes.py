@@ -34,7 +34,8 @@ def tiny_arguments(recipe: Path, toy: Toy, out: Path) -> list[str]:
     if "base" in values and values["method"] == "pretrain":
         return [f"--data={toy.data}", f"--tokenizer={toy.model}", f"--base={toy.model}", f"--out={out}", *TINY]
     if values["method"] == "pretrain":
-        alone = ["--loop.parallel.shard=1", "--loop.parallel.zero=3"] if "parallel" in values.get("loop", {}) else []  # this is one process
+        # The test is one process.
+        alone = ["--loop.parallel.shard=1", "--loop.parallel.zero=3"] if "parallel" in values.get("loop", {}) else []
         return [f"--data={toy.data}", f"--tokenizer={toy.tokenizer}", f"--out={out}", *TINY, *TINY_SHAPE, *alone]
     return [f"--data={toy.pairs}", f"--base={toy.model}", f"--out={out}", *TINY]
 
