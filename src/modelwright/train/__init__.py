@@ -4,11 +4,21 @@
 METHODS = {
     "pretrain": "modelwright.train.pretrain:run_pretrain",
     "finetune": "modelwright.train.finetune:run_finetune",
+    "masked": "modelwright.train.masked_run:run_masked",
+    "write": "modelwright.train.write:run_write",
+    "classify": "modelwright.train.classify:run_classify",
+    "embed": "modelwright.train.embed:run_embed",
+    "forecast": "modelwright.train.forecast:run_forecast",
 }
 
 METHOD_CONFIGS = {
     "pretrain": "modelwright.train.pretrain:PretrainConfig",
     "finetune": "modelwright.train.finetune:FinetuneConfig",
+    "masked": "modelwright.train.masked_run:MaskedConfig",
+    "write": "modelwright.train.write:WriteConfig",
+    "classify": "modelwright.train.classify:ClassifyConfig",
+    "embed": "modelwright.train.embed:EmbedConfig",
+    "forecast": "modelwright.train.forecast:ForecastConfig",
 }
 
 # How a method is made small for `mw selfcheck`, and what is checked: each entry is one row of its answer.
