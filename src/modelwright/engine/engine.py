@@ -28,7 +28,7 @@ from modelwright.engine.proposers import make_proposer
 from modelwright.engine.recurrent import is_recurrent, refuse_recurrent
 from modelwright.engine.request import Piece, Request, make_request
 from modelwright.engine.runner import Runner
-from modelwright.engine.sampler import Draw, Drawn, sample
+from modelwright.engine.sampler import Draw, Drawn, one_thread, sample
 from modelwright.engine.scheduler import Chunk, Scheduler
 from modelwright.engine.speculative import SpeculationConfig
 from modelwright.engine.stop import Speech
@@ -275,6 +275,16 @@ class Engine:
         if not chunks:
             return []
         logits = self.adapters.run(self.runner, chunks)  # (R, V)
+        with one_thread():
+            pieces = self._draw_all(chunks, logits)
+        pace = self.scheduler.pace
+        if pace is not None and all(chunk.num_tokens == 1 for chunk in chunks):
+            seconds = time.perf_counter() - started
+            pace.note(len(chunks), len(pieces), seconds, has_drafts=any(chunk.draft for chunk in chunks))
+        return pieces
+
+    def _draw_all(self, chunks: Sequence[Chunk], logits: Tensor) -> list[Piece]:
+        """Draw what the step's logits (R, V) allow, and end the step."""
         ready = [chunk for chunk in chunks if chunk.reaches_end]
         self._note_prompts(chunks, logits)
         first_rows = _next_rows(chunks)
@@ -290,10 +300,6 @@ class Engine:
             self._show_hidden(ready, rows)
             ready = [c for c, d in zip(ready, drawn, strict=True) if self._agrees(c, turn, d.token)]
             turn += 1
-        pace = self.scheduler.pace
-        if pace is not None and all(chunk.num_tokens == 1 for chunk in chunks):
-            seconds = time.perf_counter() - started
-            pace.note(len(chunks), len(pieces), seconds, has_drafts=any(chunk.draft for chunk in chunks))
         return pieces
 
     def _show_hidden(self, chunks: Sequence[Chunk], rows: Sequence[int]) -> None:
