@@ -1,8 +1,8 @@
 """Write the tables of docs/ from the rows of committed results: ``python benchmarks/rows_table.py [--check]``.
 
 A page says where a table goes: ``<!-- rows of serve.json -->`` up to ``<!-- end of rows -->``; a second word names a
-section of the file, ``<!-- rows of tokenizer_labs.json legal -->``. What stands between is replaced. ``--check`` changes
-nothing, and exit status 1 says which pages are not current.
+section of the file, ``<!-- rows of tokenizer_labs.json legal -->``. What stands between is replaced; ``--check``
+changes nothing, and exit status 1 says that a page is not current.
 """
 
 import json

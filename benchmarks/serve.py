@@ -189,7 +189,7 @@ def measure_transformers(engine: Engine, folder: Path, rounds: int) -> list[dict
 def measure_batching(engine: Engine) -> list[dict[str, Any]]:
     """A mix of lengths: continuous batching beside batches that wait for their longest, and the cache's waste.
 
-    Lengths have the means of ShareGPT in vLLM's paper (161 tokens in, 338 out; arXiv 2309.06180, figure 11), log-normal.
+    Lengths are log-normal with ShareGPT's means in vLLM's paper: 161 tokens in, 338 out (arXiv 2309.06180, figure 11).
     """
     generator = torch.Generator().manual_seed(4)
     sizes = torch.exp(torch.randn(24, 2, generator=generator) * 0.9 + torch.tensor([4.68, 5.42]))  # medians 108 and 226
