@@ -295,7 +295,8 @@ class Engine:
         turn = 0
         while ready:
             rows = [first_rows[chunk.request.id] + turn for chunk in ready]
-            drawn = sample(logits[rows], [self._draw(chunk.request) for chunk in ready])
+            these = logits if rows == list(range(logits.shape[0])) else logits[rows]  # no copy when all of them draw
+            drawn = sample(these, [self._draw(chunk.request) for chunk in ready])
             pieces += [self._extend(chunk.request, d) for chunk, d in zip(ready, drawn, strict=True)]
             self._show_hidden(ready, rows)
             ready = [c for c, d in zip(ready, drawn, strict=True) if self._agrees(c, turn, d.token)]
