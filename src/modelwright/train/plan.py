@@ -16,6 +16,7 @@ from modelwright.base.config import to_dict
 from modelwright.base.device import has_fast_bf16, measure_matmul_flops, pick_device
 from modelwright.base.errors import ConfigError, DataError
 from modelwright.base.files import read_json, read_jsonl
+from modelwright.data.blend import source_paths
 from modelwright.models.llama import Llama, LlamaConfig
 from modelwright.nn.lora import LoraConfig, add_lora
 from modelwright.tokenizer.formats import load_tokenizer
@@ -30,6 +31,7 @@ from modelwright.train.budget import (
 from modelwright.train.finetune import MAX_EPOCHS, FinetuneConfig
 from modelwright.train.loop import LoopConfig
 from modelwright.train.pretrain import MICRO_BATCH_TOKENS, PretrainConfig, base_config
+from modelwright.train.supply import count_tokens
 
 
 def plan_run(config: PretrainConfig | FinetuneConfig) -> Plan:
@@ -58,8 +60,7 @@ def plan_pretrain(config: PretrainConfig) -> Plan:
         model = LlamaConfig(vocab_size=tokenizer.vocab_size, max_seq_len=config.max_seq_len, **to_dict(config.shape))
     else:
         assert config.minutes is not None
-        texts = [row["text"] for row in read_jsonl(config.data / "train.jsonl")]
-        num_tokens = sum(map(len, tokenizer.encode_batch(texts)))
+        num_tokens = sum(count_tokens(path, tokenizer) for path in source_paths(config.data))
         model = derive_shape(tokenizer.vocab_size, config.max_seq_len, num_tokens, config.minutes * 60, rate)
     loop = config.loop
     if loop.num_steps is None:
