@@ -39,6 +39,7 @@ def serve(
     draft: Annotated[str | None, typer.Option(help="A smaller model of the same tokens guesses; same answers.")] = None,
     kv_dtype: Annotated[str | None, typer.Option(help="Round keys and values in the cache: int8 or int4.")] = None,
     quantize: Annotated[str | None, typer.Option(help="Round the weights while loading: int8, int4 or nf4.")] = None,
+    tensor_parallel: Annotated[int, typer.Option(help="Processes that compute the model together.")] = 1,
     adapters: Annotated[list[str] | None, typer.Option(help="A LoRA adapter to serve: NAME=DIR; repeatable.")] = None,
     adapter_dir: Annotated[Path | None, typer.Option(help="Clients may load adapters from folders in it.")] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="Keys that may ask; make them with mw keys.")] = None,
@@ -74,11 +75,10 @@ def serve(
     if speculate and draft is not None:
         raise ConfigError("--speculate and --draft are given together; one of them guesses. Leave one out.")
     guesses = SpeculationConfig("draft", draft=fetch(draft)) if draft is not None else SpeculationConfig()
-    speculation = guesses if speculate or draft is not None else None
-    settings = EngineConfig(speculation=speculation, quantize=quantize, kv_dtype=kv_dtype)
+    guess = guesses if speculate or draft is not None else None
+    settings = EngineConfig(speculation=guess, quantize=quantize, kv_dtype=kv_dtype, tensor_parallel=tensor_parallel)
     kind = encoder_kind(fetch(model)) if model is not None else None
     encoders = (model if kind == "encoder" else embedder, model if kind == "reranker" else reranker)
     model = model if kind is None else None
     called = name or Path(model or index or encoders[0] or encoders[1] or "modelwright").name
-    plan = Plan(config, model, index, called, embedder, settings, encoders)
-    start_with(engine, plan, address, replicas)
+    start_with(engine, Plan(config, model, index, called, embedder, settings, encoders), address, replicas)

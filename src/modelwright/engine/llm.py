@@ -109,6 +109,10 @@ class LLM:
             )
         return self.engine.tokenizer
 
+    def close(self) -> None:
+        """End the other processes of a model that is cut (`EngineConfig.tensor_parallel`)."""
+        self.engine.close()
+
     def load_adapter(self, name: str, folder: str | Path) -> None:
         """Read a LoRA adapter in PEFT's format; calls may name it from now on. Raises as `Adapters.load`."""
         self.engine.adapters.load(name, folder)

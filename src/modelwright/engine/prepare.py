@@ -26,6 +26,7 @@ from modelwright.base.logs import get_logger
 from modelwright.engine.native import NativeRunner, is_low_bit, refusal
 from modelwright.engine.recurrent import RecurrentRunner, is_recurrent, refuse_recurrent
 from modelwright.engine.runner import Runner
+from modelwright.engine.tensor_parallel import Ranks, TensorRunner
 from modelwright.models.decoder import Decoder
 from modelwright.models.gguf import read_gguf
 from modelwright.models.weights import load_model
@@ -74,6 +75,11 @@ def prepare_model(
     return (model if quantize is None else rounded(model, quantize)).eval()
 
 
+def load_whole(source: str | Path | nn.Module, dtype_name: str | None, device_name: str) -> Any:
+    """Return what `prepare_model` returns, on a device; for the other processes of `Ranks`."""
+    return prepare_model(source, dtype_name, device_name, None)
+
+
 @torch.no_grad()
 def rounded(model: nn.Module, quantize: str) -> nn.Module:
     """Return the model with its linear layers rounded; all other tensors are shared with the given one.
@@ -116,17 +122,28 @@ class Steps:
         block_size: Positions in a block.
         kernels: "native", "plain", or None to decide.
         kv_dtype: "int8" or "int4" for a rounded cache, which the compiled step does not have.
+        ranks: The processes that compute the model together, if it is cut.
 
     Raises:
         ConfigError: "native" was asked for and cannot be.
     """
 
     def __init__(
-        self, model: nn.Module, *, num_blocks: int, block_size: int, kernels: str | None, kv_dtype: str | None = None
+        self,
+        model: nn.Module,
+        *,
+        num_blocks: int,
+        block_size: int,
+        kernels: str | None,
+        kv_dtype: str | None = None,
+        ranks: Ranks | None = None,
     ):
         self._sizes = {"num_blocks": num_blocks, "block_size": block_size}
         self._model = model
         self._coming: NativeRunner | None = None
+        if ranks is not None:
+            self.runner: Any = TensorRunner(model, ranks, **self._sizes, kv_dtype=kv_dtype)
+            return
         why_not = refusal(model, block_size)
         if kv_dtype is not None:
             why_not = why_not or f"its cache is not rounded, and kv_dtype is {kv_dtype!r}"
@@ -137,7 +154,7 @@ class Steps:
         if is_recurrent(model.cache_layout()):  # type: ignore[operator]
             has_attention = any(cache.num_kv_heads for cache in model.cache_layout())  # type: ignore[operator]
             refuse_recurrent(model, {"kv_dtype": (kv_dtype and not has_attention, "there are no keys and values")})
-            self.runner: Any = RecurrentRunner(model, **self._sizes, kv_dtype=kv_dtype)
+            self.runner = RecurrentRunner(model, **self._sizes, kv_dtype=kv_dtype)
             return
         is_wanted = kernels == "native" or (kernels is None and why_not is None and is_low_bit(model))
         library = build.wait(LOAD_SECONDS) if is_wanted else None

@@ -53,6 +53,11 @@ class Chunk:
         return [*self.request.token_ids[self.start : self.end], *self.draft]
 
     @property
+    def block_table(self) -> list[int]:
+        """The blocks of the request."""
+        return self.request.block_table
+
+    @property
     def reaches_end(self) -> bool:
         """True when the last known token is in the chunk, so that the next one can be drawn."""
         return self.end == self.request.num_tokens

@@ -246,6 +246,7 @@ class AsyncEngine:
             )
         finally:
             self._fail_all(reason)
+            self.engine.close()
 
     def _read_mail(self) -> bool:
         """Take in requests and aborts, waiting for some if there is nothing to do; False when it is time to end."""
