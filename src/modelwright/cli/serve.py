@@ -6,20 +6,13 @@ from typing import Annotated
 import typer
 
 from modelwright.base.errors import ConfigError
-from modelwright.cli.server import Plan, start_with
+from modelwright.cli.server import Plan, named_folder, start_with
 from modelwright.engine.engine import EngineConfig
 from modelwright.engine.speculative import SpeculationConfig
 from modelwright.models.hub import fetch
 from modelwright.models.sentence import encoder_kind
 from modelwright.serve.port import Address, check_port
-from modelwright.serve.served import ServeConfig
-
-
-def _named_folder(text: str) -> tuple[str, Path]:
-    name, sign, folder = text.partition("=")
-    if not (name and sign and folder):
-        raise ConfigError(f"--adapters is {text!r}; expected NAME=DIR, such as law=runs/law. Give both.")
-    return name, Path(folder)
+from modelwright.serve.served import Allowed, ServeConfig
 
 
 def serve(
@@ -44,8 +37,9 @@ def serve(
     adapter_dir: Annotated[Path | None, typer.Option(help="Clients may load adapters from folders in it.")] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="Keys that may ask; make them with mw keys.")] = None,
     trace: Annotated[Path | None, typer.Option(help="Write every prompt and answer there, for mw replay.")] = None,
-    allow_origin: Annotated[
-        list[str] | None, typer.Option(help="Another site whose pages may ask: https://app.example.org; repeatable.")
+    allow_origin: Annotated[list[str] | None, typer.Option(help="Let pages of https://SITE ask; repeatable.")] = None,
+    allow_media_host: Annotated[
+        list[str] | None, typer.Option(help="Fetch pictures from HOST[:PORT]; repeatable.")
     ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain in PEM, for HTTPS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its key, where it stands in another file.")] = None,
@@ -63,13 +57,13 @@ def serve(
     check_port(host, port)
     config = ServeConfig(
         answer_mode="generated" if generate else "extractive",
-        adapters=tuple(_named_folder(text) for text in adapters or ()),
+        adapters=tuple(named_folder(text) for text in adapters or ()),
         adapter_dir=adapter_dir,
         api_key_file=api_key_file,
         state_dir=state_dir,
         trace_file=trace,
         otlp_endpoint=otlp,
-        allowed_origins=tuple(allow_origin or ()),
+        allowed=Allowed(origins=tuple(allow_origin or ()), media_hosts=tuple(allow_media_host or ())),
     )
     address = Address(host, port, tls_cert, tls_key)
     if speculate and draft is not None:

@@ -29,8 +29,9 @@ from modelwright.engine.prepare import BITS, DTYPES, KERNELS, Steps, load_whole,
 from modelwright.engine.proposers import make_proposer
 from modelwright.engine.recurrent import is_recurrent, refuse_recurrent
 from modelwright.engine.request import Piece, Request, make_request
-from modelwright.engine.sampler import Draw, Drawn, one_thread, sample
+from modelwright.engine.sampler import Draw, Drawn, one_thread, sample, top_logprobs
 from modelwright.engine.scheduler import Chunk, Scheduler
+from modelwright.engine.sight import Picture, Sight, place_pictures
 from modelwright.engine.sizes import num_cache_blocks
 from modelwright.engine.speculative import Proposer, SpeculationConfig
 from modelwright.engine.stop import Speech
@@ -127,14 +128,18 @@ class Engine:
         config: EngineConfig | None = None,
     ):
         self.config = config or EngineConfig()
-        module = prepare_model(model, self.config.dtype, self.config.device, self.config.quantize)
+        module, whole = prepare_model(model, self.config.dtype, self.config.device, self.config.quantize)
         num_ranks, why_not = self.config.tensor_parallel, None
         self._ranks: Ranks | None = None
         if num_ranks > 1:
+            if whole is not None:
+                raise ConfigError(f"tensor_parallel is {num_ranks} and the model sees; pictures go to one process.")
             self._ranks = Ranks(partial(load_whole, model, self.config.dtype), num_ranks)
             module, why_not = self._ranks.cut(module), f"tensor_parallel is {num_ranks}"
-        if tokenizer is None and not isinstance(model, nn.Module):
-            tokenizer = load_tokenizer(Path(model))
+        folder = None if isinstance(model, nn.Module) else Path(model)
+        if tokenizer is None and folder is not None:
+            tokenizer = load_tokenizer(folder)
+        self.sight = Sight(whole, folder, tokenizer) if whole is not None else None
         self.model, self.tokenizer = module, tokenizer
         self.adapters = Adapters(module, self.config.adapter_bytes, why_not)
         self.model_config: Any = module.config
@@ -194,14 +199,20 @@ class Engine:
         return min(wanted, self.scheduler.max_context)
 
     def _kernels(self) -> str | None:
-        """Return which kernels are asked for; heads guess from hidden states, which the compiled step does not tell."""
+        """Return which kernels are asked for.
+
+        Heads guess from hidden states, which the compiled step does not tell; pictures come as vectors, which it does
+        not take.
+        """
         speculation, kernels = self.config.speculation, self.config.kernels
-        if speculation is None or speculation.method != "medusa":
+        has_heads = speculation is not None and speculation.method == "medusa"
+        if not has_heads and self.sight is None:
             return kernels
         if kernels == "native":
+            why = "speculation.method is 'medusa', which reads" if has_heads else "the model sees, which adds"
             raise ConfigError(
-                "kernels is 'native' and speculation.method is 'medusa', which reads what the compiled step does not "
-                "tell. Leave kernels out, or speculate by 'ngram'."
+                f"kernels is 'native' and {why} what the compiled step does not have. Leave kernels out"
+                + (", or speculate by 'ngram'." if has_heads else ".")
             )
         return "plain"
 
@@ -237,8 +248,21 @@ class Engine:
         self.submit(request)
         return request
 
-    def check(self, prompt_ids: Sequence[int], params: SamplingParams, tags: dict[str, str] | None = None) -> Request:
-        """Make a request without queueing it; raises as `add` does. Safe while another thread steps."""
+    def check(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        tags: dict[str, str] | None = None,
+        pictures: Sequence[Picture] = (),
+    ) -> Request:
+        """Make a request without queueing it; raises as `add` does. Safe while another thread steps.
+
+        Args:
+            prompt_ids: Token ids, with as many image tokens for each picture as it has vectors.
+            params: As of `add`.
+            tags: As of `add`.
+            pictures: What `sight` has seen, in the order of their places.
+        """
         adapter, tags = self.adapters.resolve(tags)
         request = make_request(
             -1,
@@ -256,6 +280,13 @@ class Engine:
                 param="model",
             )
         request.adapter = adapter
+        request.pictures = place_pictures(request.prompt_ids, pictures, self.sight)
+        if pictures and params.beam_width is not None:
+            raise RequestError(
+                "beam_width is given and the prompt has pictures; beams are searched over text alone. Leave one out.",
+                param="beam_width",
+                code="unsupported_parameter",
+            )
         if params.beam_width is not None:
             check_beams(params, self.model_config.vocab_size, len(request.stop_ids))
         request.bad_words = self._bad_words(params)
@@ -406,6 +437,8 @@ class Engine:
                 )
                 del request.prompt_logprobs[chunk.start :]  # a preempted request computes its prompt again
                 request.prompt_logprobs += picked.tolist()
+                del request.prompt_top[chunk.start :]
+                request.prompt_top += [top_logprobs(row, request.params.logprobs or 0) for row in rows]
             row += chunk.num_rows
 
     def _extend(self, request: Request, drawn: Drawn) -> Piece:
@@ -436,13 +469,14 @@ class Engine:
         top = (drawn.top,) if request.params.logprobs is not None else ()
         is_first = request.params.prompt_logprobs and request.num_output == 1
         told = (None, *request.prompt_logprobs) if is_first else None
+        told_top = ((), *request.prompt_top) if is_first else ()
         if request.finish_reason is None:
-            return Piece(request.id, Delta(text, (token,)), (logprob,), top, prompt_logprobs=told)
+            return Piece(request.id, Delta(text, (token,)), (logprob,), top, told, told_top)
         if not speech.is_stopped:
             text += speech.finish()
         self._close(request)
         last = Delta(text, (token,), request.finish_reason, request.usage)
-        return Piece(request.id, last, (logprob,), top, prompt_logprobs=told)
+        return Piece(request.id, last, (logprob,), top, told, told_top)
 
     def _ending(self, request: Request, token: int, speech: Speech) -> FinishReason | None:
         is_whole = request.grammar is not None and request.grammar.is_complete

@@ -26,9 +26,11 @@ from modelwright.base.logs import get_logger
 from modelwright.engine.native import NativeRunner, is_low_bit, refusal
 from modelwright.engine.recurrent import RecurrentRunner, is_recurrent, refuse_recurrent
 from modelwright.engine.runner import Runner
+from modelwright.engine.sight import split_model
 from modelwright.engine.tensor_parallel import Ranks, TensorRunner
 from modelwright.models.decoder import Decoder
 from modelwright.models.gguf import read_gguf
+from modelwright.models.llava import Llava
 from modelwright.models.weights import load_model
 from modelwright.nn.kernels import build
 from modelwright.nn.kernels.packed import round_linear
@@ -49,8 +51,10 @@ LOAD_SECONDS = 20.0
 
 def prepare_model(
     model: str | Path | nn.Module, dtype_name: str | None, device_name: str | None, quantize: str | None
-) -> Any:
+) -> tuple[Any, Llava | None]:
     """Return a causal model in evaluation mode; a given module is moved if asked to, and never rounded itself.
+
+    Of a model that sees, the language model comes first, and then the whole; rounding is for the first alone.
 
     Raises:
         ConfigError: The model does not write text.
@@ -67,17 +71,19 @@ def prepare_model(
             model = read_gguf(Path(model), dtype=dtype, device=device, is_packed=True)
         else:
             model = load_model(Path(model), dtype=dtype, device=device)
+    model, whole = split_model(model)
     if not isinstance(model, Decoder):
         raise ConfigError(
             f"The model is a {type(model).__name__}, which does not write text; "
             "the engine runs causal language models such as LlamaForCausalLM."
         )
-    return (model if quantize is None else rounded(model, quantize)).eval()
+    made = (model if quantize is None else rounded(model, quantize)).eval()
+    return made, None if whole is None else whole.eval()
 
 
 def load_whole(source: str | Path | nn.Module, dtype_name: str | None, device_name: str) -> Any:
     """Return what `prepare_model` returns, on a device; for the other processes of `Ranks`."""
-    return prepare_model(source, dtype_name, device_name, None)
+    return prepare_model(source, dtype_name, device_name, None)[0]
 
 
 @torch.no_grad()

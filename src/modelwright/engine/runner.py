@@ -14,7 +14,7 @@ Missing keys come from the null block, which is always zero: whatever a freed bl
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,35 +34,6 @@ KEY_TILE = 128
 # Up to this many multiply-adds, torch computes a bf16 product outside oneDNN (mkldnn_gemm_min_size) and rounds
 # otherwise. Tiny models reach it with one or two rows, so their steps are padded beyond it.
 SMALL_PRODUCT = 16**3
-
-
-class Span(Protocol):
-    """What has to be known of a request's tokens in a step: a `modelwright.engine.scheduler.Chunk`, for instance."""
-
-    @property
-    def start(self) -> int:
-        """The first position."""
-        ...
-
-    @property
-    def computed_end(self) -> int:
-        """One past the last position."""
-        ...
-
-    @property
-    def token_ids(self) -> list[int]:
-        """The tokens at these positions."""
-        ...
-
-    @property
-    def block_table(self) -> list[int]:
-        """The blocks of the sequence."""
-        ...
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of logits that are wanted: the last ones."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -217,7 +188,7 @@ class Planner:
         self.min_rows = min_rows  # a step is padded to this many tokens
         self.device = device
 
-    def plan(self, chunks: Sequence[Span]) -> StepPlan:
+    def plan(self, chunks: Sequence[Chunk]) -> StepPlan:
         """Return the layout of one step."""
         ids: list[int] = []
         positions, slots = [], []
@@ -264,10 +235,10 @@ class Planner:
             last_rows=torch.tensor(last_rows, dtype=torch.long, device=self.device),
         )
 
-    def _slot_table(self, chunk: Span, num_keys: int) -> np.ndarray:
+    def _slot_table(self, chunk: Chunk, num_keys: int) -> np.ndarray:
         """Return the slots of positions 0 to `num_keys`; those past the chunk's end are the null block's."""
         table = np.zeros(num_keys, dtype=np.int64)
-        blocks = np.asarray(chunk.block_table, dtype=np.int64)
+        blocks = np.asarray(chunk.request.block_table, dtype=np.int64)
         slots = (blocks[:, None] * self.block_size + np.arange(self.block_size)).ravel()
         table[: chunk.computed_end] = slots[: chunk.computed_end]
         return table
@@ -281,7 +252,7 @@ class Planner:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
 
 
-def _tile(chunk: Span, offset: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _tile(chunk: Chunk, offset: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cut a chunk's positions into tiles.
 
     Returns:
@@ -345,8 +316,24 @@ class Runner:
         """
         plan = self.planner.plan(chunks)
         state = PagedState(self.stores, plan)
-        hidden = self.model.hidden(plan.input_ids, positions=plan.positions, state=state)  # (1, T, D)
+        seen = self._embed(plan, chunks)
+        hidden = self.model.hidden(plan.input_ids, positions=plan.positions, state=state, **seen)  # (1, T, D)
         num_wanted = sum(chunk.num_rows for chunk in chunks)
         last = hidden.index_select(1, plan.last_rows)  # (1, R or more, D)
         self.hidden_rows = last[0]
         return self.model.lm_head(last)[0, :num_wanted]  # (R, V)
+
+    def _embed(self, plan: StepPlan, chunks: Sequence[Chunk]) -> dict[str, Tensor]:
+        """Return the embedded input where pictures stand in it; nothing where the model may embed it itself."""
+        if not any(chunk.request.pictures for chunk in chunks):
+            return {}
+        embedded = self.model.embed_tokens(plan.input_ids, plan.positions).clone()  # (1, T, D)
+        row = 0
+        for chunk in chunks:
+            for place, picture in chunk.request.pictures:
+                start, end = max(place, chunk.start), min(place + len(picture.vectors), chunk.computed_end)
+                if start < end:
+                    at = row - chunk.start
+                    embedded[0, at + start : at + end] = picture.vectors[start - place : end - place]
+            row += len(chunk.token_ids)
+        return {"embedded": embedded}
