@@ -18,8 +18,10 @@ from modelwright.base.errors import ConfigError, DataError
 from modelwright.base.files import read_json, read_jsonl
 from modelwright.data.blend import source_paths
 from modelwright.models.llama import Llama, LlamaConfig
-from modelwright.nn.lora import LoraConfig, add_lora
+from modelwright.nn.adapters import AdapterMethod
+from modelwright.nn.lora import LoraConfig
 from modelwright.tokenizer.formats import load_tokenizer
+from modelwright.train.adapt import adapt
 from modelwright.train.budget import (
     ASSUMED_MFU,
     Plan,
@@ -28,7 +30,8 @@ from modelwright.train.budget import (
     flops_per_token,
     make_plan,
 )
-from modelwright.train.finetune import MAX_EPOCHS, FinetuneConfig
+from modelwright.train.chats import read_parts
+from modelwright.train.finetune import MAX_EPOCHS, FinetuneConfig, row_length
 from modelwright.train.loop import LoopConfig
 from modelwright.train.pretrain import MICRO_BATCH_TOKENS, PretrainConfig, base_config
 from modelwright.train.supply import count_tokens
@@ -81,27 +84,29 @@ def plan_finetune(config: FinetuneConfig) -> Plan:
     if not file.is_file():
         raise DataError(f"{config.base} is not a model folder: it has no config.json. Give the base model's folder.")
     model = LlamaConfig.from_hf(read_json(file))
-    row_len = config.max_seq_len or min(model.max_seq_len, 1024)
+    row_len = row_length(config, model.max_seq_len)
     loop = config.loop
     row_tokens = loop.micro_batch_size * loop.grad_accum_steps * row_len
     num_steps = loop.num_steps
     if num_steps is None:
         assert config.minutes is not None
-        num_bytes = sum(
-            len(m["content"].encode()) for row in read_jsonl(config.data / "train.jsonl") for m in row["messages"]
-        )
+        chats = read_parts(config.data, config.pairs)[0]
+        num_bytes = sum(len(m.content.encode()) for chat in chats for m in chat.messages)
         an_epoch = math.ceil(num_bytes / 3 / row_tokens)  # about three bytes a token, template included
         seconds = flops_per_token(model, row_len) * row_tokens / (_matrix_rate(loop) * ASSUMED_MFU)
         num_steps = max(10, min(int(config.minutes * 60 / seconds), MAX_EPOCHS * an_epoch))
-    plan = make_plan(model, loop, row_len, num_steps, make_model=_adapted(model, config.lora), is_masked=True)
-    return plan if config.lora is None else _with_adapter(plan)
+    plan = make_plan(model, loop, row_len, num_steps, make_model=_adapted(model, config.method), is_masked=True)
+    return plan if config.method is None else _with_adapter(plan)
 
 
-def _adapted(model: LlamaConfig, lora: LoraConfig | None) -> Callable[[], nn.Module]:
+def _adapted(model: LlamaConfig, method: AdapterMethod | None) -> Callable[[], nn.Module]:
+    if isinstance(method, LoraConfig):
+        method = replace(method, init="kaiming")  # others look at the weights, and take as much
+
     def make() -> nn.Module:
         made = Llama(model)
-        if lora is not None:
-            add_lora(made, lora.targets, lora.rank, lora.alpha, lora.dropout, lora.use_rslora)
+        if method is not None:
+            adapt(made, method)
         return made
 
     return make
