@@ -331,8 +331,8 @@ def run_qlora(arguments):
                 nn.init.normal_(made, std=0.02) if made.ndim > 1 else nn.init.ones_(made)
                 setattr(module, name, nn.Parameter(made, requires_grad=False))
     for module in model.modules():  # tables of rotations and the like
-        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
-            sys.exit(f"{type(module).__name__} has a buffer that was not made; mend the benchmark.")
+        if hasattr(module, "reset_buffers"):
+            module.reset_buffers(torch.device(DEVICE))
     attach_adapter(model, LoraConfig(tuple(t.removesuffix("_proj") for t in TARGETS), rank=RANK))
     loop = TrainerConfig(num_steps=1000, micro_batch_size=num_rows, grad_accum_steps=1).loop()
     loader = random_loader(vocab_size, num_rows, row_len)

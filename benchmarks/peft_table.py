@@ -1,18 +1,18 @@
 """Methods of few parameters on one task: how many numbers they train, what that takes, and what they learn.
 
-    python benchmarks/peft_table.py --tune --methods LoRA IA3 --json RATES.json      (one part of the search for rates)
-    python benchmarks/peft_table.py --seeds 0 1 2 --methods LoRA IA3 --rates RATES.json --json PART.json
+    python benchmarks/peft_table.py --methods LoRA IA3 --seeds 0 1 2 --json PART.json    (written after each method)
     python benchmarks/peft_table.py --join PART.json PART.json --json benchmarks/results/peft_table.json
-    python benchmarks/finetune_table.py      (the table of docs/finetune.md)
+    python benchmarks/finetune_table.py                                                  (the table of docs/finetune.md)
 
 The task: stories260K, a Llama of 260,000 parameters that was trained on children's stories, learns the English of
 Shakespeare (both from ``MODELWRIGHT_DATA``). Score: bits per byte of plays that were never trained on, lower is better.
 Controls: the model as it is (*frozen*), and training of all weights (*full*).
 
 Each method's rate is the best of a ladder on a part of the plays that is used for nothing else, with one seed and a
-third of the steps; then three seeds at that rate are scored on a third part. Every run is a process of its own. Memory:
-bytes of weights, gradients and optimizer state by count, and the largest resident size of the process above what it had
-after its imports. All runs have the same batches, so many updates, AdamW, float32, one thread.
+third of the steps; then every seed at that rate is scored on a third part, each in a process of its own. Memory: bytes
+of weights, gradients and optimizer state by count, and the largest resident size of the process above what it had after
+its imports. Time is the processor's, on one thread, so that other work on the machine does not count. All methods have
+the same batches, so many updates, AdamW, float32.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from torch import nn
 
 from modelwright.base.device import peak_memory_bytes
 from modelwright.base.env import data_folder
-from modelwright.base.files import read_json, write_json
+from modelwright.base.files import read_json
 from modelwright.base.measured import write_result
 from modelwright.data.load import RowLoader, repeat_rows
 from modelwright.data.pack import Rows, stream_rows
@@ -66,8 +66,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "prefix": {"method": PrefixConfig(num_tokens=16)},
     "prompt": {"method": PromptConfig(num_tokens=16)},
 }
-RATES = (1e-3, 3e-3, 1e-2, 3e-2)
-ROW_LEN, BATCH, STEPS = 256, 8, 240
+RATES = (3e-3, 1e-2, 3e-2)
+ROW_LEN, BATCH, STEPS = 256, 8, 120
 TINY = {"rows": 24, "steps": 3}
 
 
@@ -110,10 +110,10 @@ def learn(name: str, rate: float, seed: int, num_steps: int, part: str, tiny: bo
         optimizer=OptimizerConfig("adamw", adamw=AdamWConfig(rate, (0.9, 0.999), 0.0)),
         schedule=ScheduleConfig("cosine", warmup_steps=num_steps // 20),
     )
-    start, run = time.perf_counter(), None
+    start, run = time.process_time(), None
     if name != "frozen":
         run = train(model, objective_for(model), RowLoader(repeat_rows(rows["train"], seed), BATCH), loop, name=name)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     nats, count = mean_loss(model, rows[part])
     total = sum(len(one) * ROW_LEN for key, one in rows.items() if key == part)
     return {
@@ -192,15 +192,20 @@ def summarize(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def tune(names: list[str], num_steps: int, tiny: bool) -> dict[str, Any]:
-    """Return for each method the rate of the ladder that scores best on the part for it, and all scores."""
-    found = {}
-    for name in names:
-        if name == "frozen":
-            continue
-        scores = {rate: one(name, rate, 0, num_steps, "tune", tiny)["bits_per_byte"] for rate in RATES}
-        found[name] = {"best": min(scores, key=lambda rate: scores[rate]), "scores": scores}
-    return found
+def find_rate(name: str, num_steps: int, tiny: bool) -> dict[str, Any]:
+    """Return the rate of the ladder that scores best on the part for it, and all scores."""
+    if name == "frozen":
+        return {"best": 0.0, "scores": {}}
+    scores = {rate: learn(name, rate, 0, num_steps, "tune", tiny)["bits_per_byte"] for rate in RATES}
+    print(f"  {name}: {scores}", flush=True)
+    return {"best": min(scores, key=lambda rate: scores[rate]), "scores": scores}
+
+
+def write(path: Path | None, num_steps: int, rates: dict[str, Any], runs: list[dict[str, Any]]) -> None:
+    """Write what there is, as a result."""
+    if path is not None:
+        made = {"num_steps": num_steps, "rows": summarize(runs), "rates": rates, "all_runs": runs}
+        write_result(path, made)
 
 
 def main() -> None:
@@ -209,8 +214,6 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--tune", action="store_true", help="find the rates, with a third of the steps")
-    parser.add_argument("--rates", type=Path, nargs="+", default=[], help="what --tune wrote")
     parser.add_argument("--join", type=Path, nargs="+", help="results of parts, to be made one")
     parser.add_argument("--tiny", action="store_true", help="a few steps on a few rows, to see that all works")
     parser.add_argument("--json", type=Path)
@@ -219,31 +222,23 @@ def main() -> None:
     parser.add_argument("--part", default="test", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     num_steps = TINY["steps"] if arguments.tiny else arguments.steps
+    torch.set_num_threads(1)
     if arguments.work:
-        torch.set_num_threads(1)
         made = learn(arguments.work, arguments.rate, arguments.seeds[0], num_steps, arguments.part, arguments.tiny)
         print("FIGURES " + json.dumps(made))
         return
-    if arguments.tune:
-        write_json(arguments.json, tune(arguments.methods, max(1, num_steps // 3), arguments.tiny))
-        return
-    rates = {name: found for path in arguments.rates for name, found in read_json(path).items()}
-    if arguments.join:
-        parts = [read_json(part) for part in arguments.join]
-        runs = [run for part in parts for run in part["all_runs"]]
-        rates |= {name: found for part in parts for name, found in part["rates"].items()}
-    else:
-        plain = {"best": RATES[1]}
-        runs = [
-            one(name, float(rates.get(name, plain)["best"]), seed, num_steps, "test", arguments.tiny)
-            for name in arguments.methods
-            for seed in arguments.seeds[: 1 if name == "frozen" else None]
-        ]
-    rows = summarize(runs)
-    for row in rows:
+    rates: dict[str, Any] = {}
+    runs: list[dict[str, Any]] = []
+    for part in map(read_json, arguments.join or []):
+        rates, runs, num_steps = rates | part["rates"], [*runs, *part["all_runs"]], part["num_steps"]
+    for name in arguments.methods if not arguments.join else []:
+        rates[name] = find_rate(name, max(1, num_steps // 3), arguments.tiny)
+        seeds = arguments.seeds[: 1 if name == "frozen" else None]
+        runs += [one(name, rates[name]["best"], seed, num_steps, "test", arguments.tiny) for seed in seeds]
+        write(arguments.json, num_steps, rates, runs)
+    write(arguments.json, num_steps, rates, runs)
+    for row in summarize(runs):
         print(f"{row['name']}: {row['trained_parameters']:,} trained, {row['ours']:.4f} bits a byte")
-    if arguments.json:
-        write_result(arguments.json, {"num_steps": num_steps, "rows": rows, "rates": rates, "all_runs": runs})
 
 
 if __name__ == "__main__":

@@ -56,16 +56,16 @@ def run_ours(folder, num_steps, seed):
     """Fine-tune as the ten-line program does; return times and losses."""
     import torch
 
-    import modelwright as mw
     from modelwright.base.device import peak_memory_bytes
+    from modelwright.train.fast import FastModel, Trainer
 
     start = time.perf_counter()
     torch.manual_seed(seed)
-    model = mw.FastModel.from_pretrained(folder / "model", max_seq_len=ROW_LEN, dtype=torch.bfloat16)
+    model = FastModel.from_pretrained(folder / "model", max_seq_len=ROW_LEN, dtype=torch.bfloat16)
     model = model.with_lora(r=RANK, lora_alpha=RANK, target_modules=TARGETS)
     settings = {"micro_batch_size": ROWS, "grad_accum_steps": 1, "learning_rate": RATE, "warmup_steps": WARMUP}
     settings |= {"optimizer": "adamw", "recompute": False, "precision": "bf16", "seed": seed}
-    trainer = mw.Trainer(model, folder / "chats.jsonl", num_steps=num_steps, **settings)
+    trainer = Trainer(model, folder / "chats.jsonl", num_steps=num_steps, **settings)
     prepared = time.perf_counter()
     run = trainer.train()
     trained = time.perf_counter()

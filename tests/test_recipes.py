@@ -107,7 +107,7 @@ def test_an_adapter_costs_gradients_and_optimizer_state_for_itself_alone(toy: To
     trained = adapter.parameters - everything.parameters
     assert 0 < trained < everything.parameters
     assert adapter.gradient_bytes == 4 * trained
-    assert adapter.optimizer_bytes in (4 * trained, 8 * trained)  # Muon keeps one moment, AdamW two
+    assert 8 * trained <= adapter.optimizer_bytes < 8.3 * trained  # AdamW: two moments, and a count for each tensor
     assert everything.gradient_bytes == 4 * everything.parameters
 
 

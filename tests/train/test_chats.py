@@ -62,9 +62,18 @@ def test_formats_are_told_by_their_keys_and_preferences_are_refused(tmp_path):
         read_chats([{"prompt": "a", "chosen": "b", "rejected": "c"}])
     with pytest.raises(DataError, match="no row"):
         read_chats([])
-    (tmp_path / "bad.jsonl").write_text('{"messages": []}\n{oh\n')
+    good = json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})
+    (tmp_path / "bad.jsonl").write_text(f"{good}\n{{oh\n")
     with pytest.raises(DataError, match=r"bad\.jsonl, line 2: not valid JSON"):
         read_chats(tmp_path / "bad.jsonl")
+
+
+def test_a_few_rows_without_an_answer_are_left_out_and_said(capsys):
+    rows = [{"instruction": f"Say {i}.", "output": str(i) if i != 7 else ""} for i in range(40)]
+    assert len(read_chats(rows)) == 39
+    assert "1 of 40 rows are left out; the first: row 8: output is empty" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(DataError, match="row 8: output is empty"):
+        read_chats(rows[:19])
 
 
 def test_one_file_gives_a_part_that_is_held_out(tmp_path):

@@ -11,14 +11,16 @@ Source: the Alpaca prompt, Taori et al. 2023 (stanford_alpaca). Not done: traini
 """
 
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 
 from modelwright.base.errors import ConfigError, DataError
+from modelwright.base.progress import console
 from modelwright.base.types import Message
 from modelwright.data.conversation import Conversation
 from modelwright.data.convert import Item, detect_format, find_format, read_conversation, read_items
@@ -39,6 +41,7 @@ ALPACA = (
 )
 TEMPLATES = {"chat": None, "alpaca": ALPACA}  # chat: the tokenizer's own
 HELD_OUT_EVERY = 20
+MAX_REFUSED = 0.05  # of the rows; more than that is no accident
 NUM_PARTS = 20  # of like length, in a curriculum: rows are ranked in so many steps
 
 Examples = list[tuple[Sequence[int], Sequence[bool]]]  # token ids, and which of them are learned
@@ -120,24 +123,43 @@ def check_template(name: str) -> None:
 def read_chats(source: Path | Sequence[Mapping[str, Any]], pairs: PairConfig | None = None) -> list[Conversation]:
     """Return the conversations of a file of JSON lines or one JSON array, or of rows.
 
+    Rows that cannot be learned from (published sets hold a few empty answers) are left out, and that is said; beyond
+    one in twenty they are taken for a mistake.
+
     Raises:
-        DataError: There is none, a row cannot be read, or the file holds preferences.
+        DataError: There is no row, too many cannot be read, or the file holds preferences.
     """
     if isinstance(source, (str, Path)):
-        found = [(_whole(item), item.where) for item in read_items(Path(source))]
+        items = list(read_items(Path(source)))
     else:
-        found = [(row, f"row {i + 1}") for i, row in enumerate(source)]
-    if not found:
+        items = [Item(f"row {i + 1}", dict(row)) for i, row in enumerate(source)]
+    if not items:
         raise DataError("The data set has no row. Give rows of conversations or instructions.")
+    read = _reader(items, pairs)
+    chats, refused = [], []
+    for item in items:
+        try:
+            chats.append(read(_whole(item), item.where))
+        except DataError as error:
+            refused.append(str(error))
+    if len(refused) > MAX_REFUSED * len(items):
+        raise DataError(refused[0])
+    if refused:
+        console.print(f"  {len(refused)} of {len(items)} rows are left out; the first: {escape(refused[0])}")
+    return chats
+
+
+def _reader(items: Sequence[Item], pairs: PairConfig | None) -> Callable[[Mapping[str, Any], str], Conversation]:
     if pairs is not None:
-        return [pairs.read(row, where) for row, where in found]
-    kind = detect_format(found[0][0], found[0][1])
+        return pairs.read
+    first = next((item for item in items if item.row is not None), items[0])
+    kind = detect_format(_whole(first), first.where)
     if find_format(kind).kind != "chat":
         raise DataError(
-            f"{found[0][1]} is of the format {kind}: preferences, no conversations. Take the good answers alone: "
+            f"{first.where} is of the format {kind}: preferences, no conversations. Take the good answers alone: "
             "mw convert-chat IN OUT --to messages --take chosen."
         )
-    return [read_conversation(row, kind, where) for row, where in found]
+    return lambda row, where: read_conversation(row, kind, where)
 
 
 def _whole(item: Item) -> Mapping[str, Any]:
