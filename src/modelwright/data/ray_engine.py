@@ -84,13 +84,26 @@ class RayEngine:
                 yield task, Died("the worker died (Ray lost the process that held it)")
 
 
+_jobs: dict[str, Any] = {}  # of this process: the last one that it got, its steps with their models
+
+
+def _fetch(job: Any) -> Any:
+    """Return a job that came as a reference, read once by each process."""
+    import ray
+
+    if not isinstance(job, ray.ObjectRef):
+        return job
+    if job.hex() not in _jobs:
+        _jobs.clear()
+        _jobs[job.hex()] = ray.get(job)
+    return _jobs[job.hex()]
+
+
 def _run_row(row: dict[str, Any], job: Any) -> dict[str, Any]:
     """Do one task in a process of Ray's."""
     task: Task = pickle.loads(row["task"])
     try:
-        import ray
-
-        answer: Any = run_task(task, ray.get(job) if isinstance(job, ray.ObjectRef) else job)
+        answer: Any = run_task(task, _fetch(job))
     except ModelwrightError as error:
         answer = error
     except Exception as error:
