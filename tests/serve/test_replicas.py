@@ -101,8 +101,7 @@ def test_streams_errors_and_stored_responses_pass_through_the_front(fleet: Any):
         client.models.retrieve("nobody")
     with pytest.raises(openai.BadRequestError):
         ask(client, "plain", temperature=7)
-    with pytest.raises(openai.NotFoundError, match="several replicas"):
-        client.batches.list()
+    assert client.batches.list().data == []  # the front keeps them
     first = client.responses.create(model="tiny", input="plain", max_output_tokens=4)
     client.responses.create(model="tiny", input="more", max_output_tokens=4, previous_response_id=first.id)
 
