@@ -101,6 +101,7 @@ REFUSED = {
     "sdpa": {"softcap", "sinks"},
     "products": {"plain", "window to both sides", "softcap", "sinks", "bias", "mask", "mask a head"},
     "flex": {"sinks"},
+    "tiles": {"plain", "window to both sides", "bias", "mask", "mask and causal", "mask a head"},
 }
 
 

@@ -7,9 +7,10 @@ own request's.
 Attention is computed in a canonical shape, so that the bits of an output depend on the absolute position and on the
 tokens before it alone, never on how a prompt was cut into chunks, on a prefix hit, or on the neighbours: queries in
 tiles of `QUERY_TILE` rows that begin at multiples of it (missing rows are filled and thrown away) against the keys from
-0 to the next multiple of `KEY_TILE` (later keys are masked). Linear layers and norms work row by row in bf16 on CPUs,
-where this makes outputs bitwise reproducible; in fp32 the matrix kernels differ with the number of rows, by about 1e-6.
-Missing keys come from the null block, which is always zero: whatever a freed block holds cannot reach an output.
+0 to the next multiple of `KEY_TILE` (later keys are masked), see `modelwright.nn.tiles`. Linear layers and norms work
+row by row in bf16 on CPUs, where this makes outputs bitwise reproducible; in fp32 the matrix kernels differ with the
+number of rows, by about 1e-6. Missing keys come from the null block, which is always zero: whatever a freed block holds
+cannot reach an output.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modelwright.base.errors import ConfigError
@@ -26,11 +26,8 @@ from modelwright.engine.kv_store import KVStore, make_store, slot_bytes
 from modelwright.engine.scheduler import Chunk
 from modelwright.models.decoder import LayerCache
 from modelwright.nn.attention import NO_RULE, AttentionRule
+from modelwright.nn.tiles import KEY_TILE, QUERY_TILE, attend_rows, tile_mask
 
-# 4 rows x the query heads of a kv head: decode costs little more than one row (1.3x at 512 keys), prefill 1.2x
-# of what tiles of 16 take (two cores with AVX512-BF16).
-QUERY_TILE = 4
-KEY_TILE = 128
 # Up to this many multiply-adds, torch computes a bf16 product outside oneDNN (mkldnn_gemm_min_size) and rounds
 # otherwise. Tiny models reach it with one or two rows, so their steps are padded beyond it.
 SMALL_PRODUCT = 16**3
@@ -82,10 +79,7 @@ class TileGroup:
         """Return what is added to the scores of layers with this window: (B, 1, QUERY_TILE * G, S)."""
         if window not in self.masks:
             distance = self.positions[..., None] - torch.arange(self.num_keys, device=self.positions.device)
-            is_hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)  # (B, 4, S)
-            mask = torch.zeros(is_hidden.shape, dtype=dtype, device=distance.device)
-            mask.masked_fill_(is_hidden, float("-inf"))
-            self.masks[window] = mask.repeat_interleave(group_size, dim=1)[:, None]
+            self.masks[window] = tile_mask(distance, window, group_size, dtype)
         return self.masks[window]
 
 
@@ -167,46 +161,12 @@ class PagedState:
         for gather in self.plan.gathers:
             keys, values = store.read(gather.slots, q.dtype)  # (U, K, S, H)
             for group in gather.groups:
-                results.append(_attend_tiles(q[0], keys, values, group, scale, rule))
+                rows = q[0].index_select(0, group.rows.flatten())  # (B*4, N, H)
+                mask = group.mask(rule.window, q.shape[2] // keys.shape[1], q.dtype)
+                near = [x[:, :, : group.num_keys].expand(len(group.rows), -1, -1, -1) for x in (keys, values)]
+                results.append(attend_rows(rows, near[0], near[1], mask, scale, rule))
         rows = results[0] if len(results) == 1 else torch.cat(results)  # (tile rows, N, Hv)
         return rows.index_select(0, self.plan.restore)[None]
-
-
-def _attend_tiles(
-    q: Tensor, keys: Tensor, values: Tensor, group: TileGroup, scale: float, rule: AttentionRule
-) -> Tensor:
-    """Return (B * QUERY_TILE, N, Hv): the query heads of one kv head stand under each other as rows."""
-    num_heads, head_dim = q.shape[1:]
-    num_kv_heads = keys.shape[1]
-    num_tiles = group.rows.shape[0]
-    tiles = q.index_select(0, group.rows.flatten())  # (B*4, N, H)
-    tiles = tiles.view(num_tiles, QUERY_TILE, num_kv_heads, -1, head_dim).transpose(1, 2)  # (B, K, 4, G, H)
-    tiles = tiles.reshape(num_tiles, num_kv_heads, -1, head_dim)  # (B, K, 4*G, H)
-    keys = keys[:, :, : group.num_keys].expand(num_tiles, -1, -1, -1)
-    values = values[:, :, : group.num_keys].expand(num_tiles, -1, -1, -1)
-    mask = group.mask(rule.window, num_heads // num_kv_heads, q.dtype)
-    if rule.softcap is None and rule.sinks is None:
-        out = F.scaled_dot_product_attention(tiles, keys, values, attn_mask=mask, scale=scale)
-    else:
-        out = _attend_by_rule(tiles, keys, values, mask, scale, rule)
-    out = out.view(num_tiles, num_kv_heads, QUERY_TILE, -1, values.shape[-1]).transpose(1, 2)  # (B, 4, K, G, Hv)
-    return out.reshape(-1, num_heads, values.shape[-1])
-
-
-def _attend_by_rule(
-    tiles: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float, rule: AttentionRule
-) -> Tensor:
-    """Attend with capped scores or sinks, float32 inside: (B, K, 4*G, Hv)."""
-    scores = tiles.float() @ keys.float().transpose(-1, -2) * scale  # (B, K, 4*G, S)
-    if rule.softcap is not None:
-        scores = rule.softcap * torch.tanh(scores / rule.softcap)
-    scores = scores + mask
-    if rule.sinks is None:
-        return (scores.softmax(-1) @ values.float()).to(tiles.dtype)
-    num_kv_heads, num_rows = tiles.shape[1:3]
-    sinks = rule.sinks.float().view(num_kv_heads, 1, -1).expand(-1, QUERY_TILE, -1).reshape(num_kv_heads, num_rows, 1)
-    joined = torch.cat((scores, sinks.expand(tiles.shape[0], -1, -1, -1)), dim=-1)
-    return (joined.softmax(-1)[..., :-1] @ values.float()).to(tiles.dtype)
 
 
 class Planner:

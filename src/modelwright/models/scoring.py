@@ -7,7 +7,7 @@ words), so they are made for a piece of the positions at a time and thrown away.
 import torch
 from torch import Tensor, nn
 
-MAX_CHUNK_BYTES = 128 << 20  # of float32 logits at once; the log-sum-exp needs about as much again
+MAX_CHUNK_BYTES = 128 << 20  # of float32 logits at once; the softmax needs about as much again
 
 
 def token_log_probs(
@@ -40,8 +40,9 @@ def log_probs_of(lm_head: nn.Module, hidden: Tensor, targets: Tensor, max_chunk_
     chunk = max(1, max_chunk_bytes // (4 * vocab_size))
     parts = []
     for piece, ids in zip(rows.split(chunk), wanted.split(chunk), strict=True):
-        logits = lm_head(piece).float()  # (chunk, V)
-        parts.append(logits.gather(1, ids[:, None]).squeeze(1) - torch.logsumexp(logits, dim=1))
+        # By row, as the engine does: logsumexp of a long row may be split between threads, which changes its bits.
+        log_probs = torch.log_softmax(lm_head(piece).float(), dim=-1)  # (chunk, V)
+        parts.append(log_probs.gather(1, ids[:, None]).squeeze(1))
     return torch.cat(parts).view(targets.shape)
 
 

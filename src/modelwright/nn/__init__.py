@@ -9,6 +9,7 @@ ATTENTION_BACKENDS = {
     "flash": "modelwright.nn.flash:flash_attend",
     "triton": "modelwright.nn.flash:attend_triton",
     "ring": "modelwright.nn.ring:attend_ring",
+    "tiles": "modelwright.nn.tiles:attend_tiles",
 }
 
 # Cells of a recurrent network.
