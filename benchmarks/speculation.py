@@ -63,11 +63,25 @@ def make_model(hidden_size: int, num_layers: int, seed: int) -> Llama:
     return init_weights(Llama(config), seed)
 
 
-def fit(model: Any, parameters: list, num_steps: int, peak: float, seed: int, num_heads: int = 0) -> None:
-    """Train on fresh rows: the answers fully, the rest (which is random) at a tenth; heads on the answers."""
+def fit(model: Any, num_steps: int, seed: int, kept: Path, stop_at: float, num_heads: int = 0) -> bool:
+    """Train on fresh rows: the answers fully, the rest (which is random) at a tenth; heads on the answers.
+
+    Goes on from what is kept of an earlier part; False where the time was up before the last step.
+    """
+    peak, parameters = 3e-3, list(model.heads.parameters() if num_heads else model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=0.01)
-    generator = torch.Generator().manual_seed(seed)
-    for step in range(num_steps):
+    generator, first = torch.Generator().manual_seed(seed), 0
+    if kept.exists():
+        state = torch.load(kept)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        generator.set_state(state["generator"])
+        first = state["step"]
+    for step in range(first, num_steps):
+        if time.monotonic() > stop_at:
+            parts = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            torch.save({**parts, "generator": generator.get_state(), "step": step}, kept)
+            return False
         rate = min(1.0, (step + 1) / 50) * (0.55 + 0.45 * math.cos(math.pi * step / num_steps))
         optimizer.param_groups[0]["lr"] = peak * rate
         rows = make_rows(32, generator)
@@ -90,20 +104,23 @@ def fit(model: Any, parameters: list, num_steps: int, peak: float, seed: int, nu
         optimizer.step()
         if (step + 1) % 100 == 0:
             print(step + 1, round(float(loss), 3), flush=True)
+    kept.unlink(missing_ok=True)
+    return True
 
 
-def train(folder: Path, num_steps: int, parts: list[str]) -> None:
-    """Train the pair and the heads, or some of them, and write them as folders."""
+def train(folder: Path, num_steps: int, parts: list[str], seconds: float) -> None:
+    """Train the pair and the heads, or some of them, and write them as folders; what is not done is kept for later."""
+    stop_at = time.monotonic() + seconds
+    folder.mkdir(parents=True, exist_ok=True)
     for name, model in (("target", make_model(96, 4, 0)), ("draft", make_model(48, 2, 1))):
-        if name in parts:
-            fit(model, list(model.parameters()), num_steps, 3e-3, 1)
+        if name in parts and fit(model, num_steps, 1, folder / f"{name}.part", stop_at):
             save_model(model.bfloat16(), folder / name)
-    if "heads" not in parts:
+    if "heads" not in parts or not (folder / "target").exists():
         return
     target = load_model(folder / "target", dtype=torch.float32)
     heads = MultiTokenDecoder(target, 3)
-    fit(heads, list(heads.heads.parameters()), num_steps // 4, 3e-3, 2, num_heads=3)
-    save_heads(heads.bfloat16(), folder / "target")
+    if fit(heads, num_steps // 4, 2, folder / "heads.part", stop_at, num_heads=3):
+        save_heads(heads.bfloat16(), folder / "target")
 
 
 def ways(folder: Path, is_timed: bool) -> dict[str, SpeculationConfig | None]:
@@ -195,6 +212,7 @@ def main() -> None:
     parser.add_argument("what", choices=("train", "run", "join"))
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="stop training after so long; call it again")
     parser.add_argument("--only", nargs="*", choices=MADE, default=list(MADE))
     parser.add_argument("--prompts", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=3)
@@ -204,7 +222,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if arguments.what == "train":
-        train(arguments.folder, arguments.steps, arguments.only)
+        train(arguments.folder, arguments.steps, arguments.only, arguments.seconds)
         return
     rows: list[dict[str, Any]] = []
     same: dict[str, Any] = {}
