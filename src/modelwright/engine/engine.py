@@ -30,11 +30,11 @@ from modelwright.engine.proposers import make_proposer
 from modelwright.engine.recurrent import is_recurrent, refuse_recurrent
 from modelwright.engine.request import Piece, Request, make_request
 from modelwright.engine.sampler import Draw, Drawn, one_thread, sample, top_logprobs
-from modelwright.engine.scheduler import Chunk, Scheduler
+from modelwright.engine.scheduler import Chunk, Scheduler, next_rows
 from modelwright.engine.sight import Picture, Sight, place_pictures
 from modelwright.engine.sizes import num_cache_blocks
 from modelwright.engine.speculative import Proposer, SpeculationConfig
-from modelwright.engine.stop import Speech
+from modelwright.engine.stop import Speech, stop_ids_of
 from modelwright.engine.tensor_parallel import Ranks
 from modelwright.tokenizer.bpe import Tokenizer
 from modelwright.tokenizer.formats import load_tokenizer
@@ -143,7 +143,7 @@ class Engine:
         self.model, self.tokenizer = module, tokenizer
         self.adapters = Adapters(module, self.config.adapter_bytes, why_not)
         self.model_config: Any = module.config
-        self.stop_ids = _stop_ids(self.model_config, tokenizer)
+        self.stop_ids = stop_ids_of(self.model_config, tokenizer)
         block_size = self.config.block_size
         num_blocks = num_cache_blocks(module, next(module.parameters()).dtype, self.config)
         self._steps = Steps(
@@ -356,7 +356,7 @@ class Engine:
         """Draw what the step's logits (R, V) allow, and end the step."""
         ready = [chunk for chunk in chunks if chunk.reaches_end]
         self._note_prompts(chunks, logits)
-        first_rows = _next_rows(chunks)
+        first_rows = next_rows(chunks)
         self.scheduler.complete(chunks)
         self._num_steps += 1
         pieces: list[Piece] = []
@@ -493,20 +493,3 @@ class Engine:
         self._num_prompt += len(request.prompt_ids)
         self._num_cached += request.num_cached
         self._num_completion += request.num_output
-
-
-def _next_rows(chunks: Sequence[Chunk]) -> dict[int, int]:
-    """Return which row of a step's logits stands for the next token of each request."""
-    rows, row = {}, 0
-    for chunk in chunks:
-        row += chunk.num_rows
-        if chunk.reaches_end:
-            rows[chunk.request.id] = row - 1 - len(chunk.draft)
-    return rows
-
-
-def _stop_ids(model_config: Any, tokenizer: Tokenizer | None) -> tuple[int, ...]:
-    """Return the tokens that end a completion: the tokenizer's, and those the model's config names."""
-    named = getattr(model_config, "eos_token_id", ()) or ()
-    named = (named,) if isinstance(named, int) else tuple(named)
-    return tuple(dict.fromkeys((*(tokenizer.stop_ids if tokenizer is not None else ()), *named)))

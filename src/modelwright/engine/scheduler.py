@@ -277,3 +277,13 @@ def _urgency(request: Request) -> int:
 
 def _rank(request: Request) -> tuple[int, int]:
     return _urgency(request), request.arrival
+
+
+def next_rows(chunks: Sequence[Chunk]) -> dict[int, int]:
+    """Return which row of a step's logits stands for the next token of each request."""
+    rows, row = {}, 0
+    for chunk in chunks:
+        row += chunk.num_rows
+        if chunk.reaches_end:
+            rows[chunk.request.id] = row - 1 - len(chunk.draft)
+    return rows

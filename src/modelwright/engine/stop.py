@@ -5,7 +5,9 @@ clear that it is not; nothing else is ever delayed. So no part of a stop string 
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
+
+from modelwright.tokenizer.bpe import Tokenizer
 
 
 class TextDecoder(Protocol):
@@ -94,3 +96,10 @@ class Speech:
         if self._decoder is None:
             return ""
         return self._finder.push(self._decoder.finish()) + self._finder.finish()
+
+
+def stop_ids_of(model_config: Any, tokenizer: Tokenizer | None) -> tuple[int, ...]:
+    """Return the tokens that end a completion: the tokenizer's, and those the model's config names."""
+    named = getattr(model_config, "eos_token_id", ()) or ()
+    named = (named,) if isinstance(named, int) else tuple(named)
+    return tuple(dict.fromkeys((*(tokenizer.stop_ids if tokenizer is not None else ()), *named)))
