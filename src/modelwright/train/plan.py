@@ -15,7 +15,7 @@ from torch import nn
 from modelwright.base.config import to_dict
 from modelwright.base.device import has_fast_bf16, measure_matmul_flops, pick_device
 from modelwright.base.errors import ConfigError, DataError
-from modelwright.base.files import read_json, read_jsonl
+from modelwright.base.files import read_json
 from modelwright.data.blend import source_paths
 from modelwright.models.llama import Llama, LlamaConfig
 from modelwright.nn.adapters import AdapterMethod
