@@ -1,6 +1,8 @@
 """Every feature of the engine with every other: run, compared, and written as a table into docs/engine.md.
 
     python benchmarks/compatibility.py [--write] [--json FILE]
+    python benchmarks/compatibility.py --rows 0 1 2 --json PART.json
+    python benchmarks/compatibility.py --join PART.json PART.json --write --json FILE
 
 A cell is run with both features on: four requests together and each alone must give the same token ids, and those must
 be the same with features switched off that promise to change nothing (prefix cache, chunks, preemption, speculation).
@@ -118,6 +120,8 @@ def features(folder: Path) -> list[Feature]:
         Feature("hybrid model", model=hybrid),
         Feature("Mamba", model=mamba),
         Feature("adapter", has_adapter=True),
+        Feature("tensor parallel", {"tensor_parallel": 2}),
+        Feature("no jump-forward", {"has_jump_forward": False}, **same),
     ]
 
 
@@ -148,7 +152,11 @@ def build(chosen: tuple[Feature, ...], tokenizer: Tokenizer, folder: Path) -> LL
         settings |= feature.engine or {}
     llm = LLM(model, tokenizer=tokenizer, config=EngineConfig(**settings))
     if any(f.has_adapter for f in chosen):
-        llm.load_adapter("changed", folder)
+        try:
+            llm.load_adapter("changed", folder)
+        except ConfigError:
+            llm.close()
+            raise
     return llm
 
 
@@ -162,12 +170,15 @@ def ask(chosen: tuple[Feature, ...], tokenizer: Tokenizer, folder: Path, togethe
     params = SamplingParams(**settings)
     adapter = "changed" if any(f.has_adapter for f in chosen) else None
     llm = build(chosen, tokenizer, folder)
-    if together:
-        done = llm.generate(PROMPTS, params, adapter=adapter)
-        assert _shown(done) == _shown(llm.generate(PROMPTS, params, adapter=adapter)), "the second time differs"
-    else:
-        done = [llm.generate(prompt, params, adapter=adapter)[0] for prompt in PROMPTS]
-    llm.engine.pool.check([])
+    try:
+        if together:
+            done = llm.generate(PROMPTS, params, adapter=adapter)
+            assert _shown(done) == _shown(llm.generate(PROMPTS, params, adapter=adapter)), "the second time differs"
+        else:
+            done = [llm.generate(prompt, params, adapter=adapter)[0] for prompt in PROMPTS]
+        llm.engine.pool.check([])
+    finally:
+        llm.close()
     return _shown(done)
 
 
@@ -212,27 +223,46 @@ def table(names: list[str], cells: dict[tuple[str, str], tuple[str, str]]) -> st
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Run every pair."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--write", action="store_true", help="put the table into docs/engine.md")
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+def run(rows: list[int] | None) -> tuple[list[str], list[list[str]]]:
+    """Return the names of all features, and the cells (first, second, kind, why) of the rows that are asked for."""
     tokenizer = train_bpe([TEXT * 5], vocab_size=VOCAB_SIZE)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_parts(folder)
         listed = features(folder)
-        cells = {(a.name, b.name): cell(a, b, tokenizer, folder) for a, b in itertools.combinations(listed, 2)}
-    cells = {pair: (kind, why.replace(name, "FOLDER")) for pair, (kind, why) in cells.items()}
-    text = table([f.name for f in listed], cells)
-    print(text)
-    if arguments.write:
-        page = PAGE.read_text(encoding="utf-8")
-        before, rest = page.split(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+        cells = []
+        for (i, first), (_, second) in itertools.combinations(enumerate(listed), 2):
+            if rows is None or i in rows:
+                kind, why = cell(first, second, tokenizer, folder)
+                cells.append([first.name, second.name, kind, why.replace(name, "FOLDER")])
+                print(*cells[-1], sep=" | ", flush=True)
+    return [f.name for f in listed], cells
+
+
+def main() -> None:
+    """Run every pair, or those of some rows, or join the results of parts."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", type=int, nargs="*", help="the numbers of features, from 0; left out: all")
+    parser.add_argument("--join", type=Path, nargs="+")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/engine.md")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.join:
+        names = [f.name for f in features(Path("FOLDER"))]
+        listed = [one for part in arguments.join for one in json.loads(part.read_text())["cells"]]
+    else:
+        names, listed = run(arguments.rows)
+    cells = {(first, second): (kind, why) for first, second, kind, why in listed}
+    if arguments.rows is None:
+        text = table(names, cells)
+        print(text)
+        if arguments.write:
+            page = PAGE.read_text(encoding="utf-8")
+            before, rest = page.split(BEGIN)
+            PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}", encoding="utf-8")
     if arguments.json:
-        write_result(arguments.json, {"cells": [[*pair, *found] for pair, found in cells.items()]})
+        write_result(arguments.json, {"cells": listed})
     red = {pair: why for pair, (kind, why) in cells.items() if kind == "RED"}
     if red:
         raise SystemExit(f"{len(red)} red cells: {red}")

@@ -1,6 +1,8 @@
 """A thousand mixed requests, each alone and all together: how many different outputs, and what sameness costs.
 
     python benchmarks/determinism.py [--requests 1000] [--kinds bf16 int8 int4 kv8 kv4 mamba] [--json FILE]
+    python benchmarks/determinism.py --kinds bf16 --cuttings together speculation --no-cost --json PART.json
+    python benchmarks/determinism.py --join PART.json PART.json --json FILE
 
 A random model (hidden 64, 3 layers; lively outputs) answers requests of mixed lengths, temperatures, penalties and
 shared beginnings: each alone, then all together in random order under other chunk sizes, block sizes, a memory so small
@@ -8,13 +10,17 @@ that requests are preempted, with speculation, and with 1 and 2 threads. An outp
 compared bit by bit; the promise is one distinct output a request. int8 and int4 are weights in the compiled step, kv8
 and kv4 a rounded cache, mamba a model with recurrent layers.
 
-The cost is that of attention's canonical shape in bf16 (tiles of 4 query rows, keys up to a multiple of 128) beside the
-same step with one query row and keys up to a multiple of 16: tokens a second of eight users, in turns.
+The cost is that of attention's canonical shape in bf16 (tiles of 4 query rows, keys up to a multiple of 128): tokens a
+second of eight users, two threads, in turns with the same engine in the shapes that suit each kind of step and promise
+nothing: one query row for decoding, sixteen for reading prompts, keys up to a multiple of 16.
 """
 
 import argparse
+import hashlib
+import json
 import random
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -95,32 +101,68 @@ def answers(model: Any, kind: str, prompts: list, params: list, order: list[int]
     return found
 
 
-def trial(kind: str, count: int) -> dict[str, Any]:
-    """Return how many requests of one kind have more than one output."""
+def trial(kind: str, count: int, cuttings: list[str]) -> dict[str, Any]:
+    """Return the outputs of each request of one kind, as short hashes, and how often a cutting differed from alone."""
     model, (prompts, params) = make_model(kind), make_requests(count)
     torch.set_num_threads(1)
     llm = LLM(model, config=EngineConfig(kv_dtype={"kv8": "int8", "kv4": "int4"}.get(kind), has_prefix_cache=False))
     alone = [llm.generate(p, q)[0] for p, q in zip(prompts, params, strict=True)]
-    outputs = [{(c.token_ids, c.logprobs)} for c in alone]
+    first = [_name((c.token_ids, c.logprobs)) for c in alone]
+    outputs = [{name} for name in first]
     differing, rng = {}, random.Random(1)
-    for name, sizes in CUTTINGS.items():
+    for name in cuttings:
         if kind == "mamba" and name == "speculation":
-            continue
+            continue  # refused: a recurrent state cannot go back behind a wrong guess
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            found = answers(model, kind, prompts, params, rng.sample(range(count), count), **sizes)
-            differing[f"{name}, threads {threads}"] = sum(
-                f != (c.token_ids, c.logprobs) for f, c in zip(found, alone, strict=True)
-            )
-            for seen, output in zip(outputs, found, strict=True):
+            found = answers(model, kind, prompts, params, rng.sample(range(count), count), **CUTTINGS[name])
+            names = [_name(output) for output in found]
+            differing[f"{name}, threads {threads}"] = sum(a != b for a, b in zip(names, first, strict=True))
+            for seen, output in zip(outputs, names, strict=True):
                 seen.add(output)
-    distinct = sum(len(seen) for seen in outputs)
-    return {"requests": count, "runs of each": 1 + len(differing), "distinct outputs": distinct, "differing": differing}
+    return {"outputs": [sorted(seen) for seen in outputs], "differing": differing}
 
 
-def cost(rounds: int = 5) -> dict[str, Any]:
-    """Return tokens a second of eight users with the canonical shape and without."""
-    torch.set_num_threads(1)
+def _name(output: Any) -> str:
+    return hashlib.blake2b(repr(output).encode(), digest_size=8).hexdigest()
+
+
+def summary(trials: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what several parts of one kind's trial have found."""
+    seen = [{name for trial in trials for name in trial["outputs"][i]} for i in range(len(trials[0]["outputs"]))]
+    differing = {name: number for trial in trials for name, number in trial["differing"].items()}
+    return {
+        "requests": len(seen),
+        "runs of each": 1 + len(differing),
+        "distinct outputs": sum(map(len, seen)),
+        "most outputs of a request": max(map(len, seen)),
+        "differing": differing,
+    }
+
+
+def set_tiles(query_tile: int, key_tile: int) -> None:
+    """Change the shape of attention."""
+    for module in (runner, *(m for name, m in sys.modules.items() if name == "modelwright.nn.tiles")):
+        module.QUERY_TILE, module.KEY_TILE = query_tile, key_tile  # type: ignore[attr-defined]
+
+
+def timed(llm: LLM, prompts: list[list[int]], params: SamplingParams) -> tuple[float, float]:
+    """Return the seconds of all steps that read prompts, and of all that only decode."""
+    for prompt in prompts:
+        llm.engine.add(prompt, params)
+    reading = decoding = 0.0
+    while llm.engine.has_work:
+        is_decode = all(r.num_output for r in llm.engine.scheduler.requests())
+        start = time.perf_counter()
+        llm.engine.step()
+        seconds = time.perf_counter() - start
+        reading, decoding = (reading, decoding + seconds) if is_decode else (reading + seconds, decoding)
+    return reading, decoding
+
+
+def cost(rounds: int) -> list[dict[str, Any]]:
+    """Return tokens a second of eight users with the canonical shape and with what each kind of step does best in."""
+    torch.set_num_threads(2)
     config = LlamaConfig(
         vocab_size=4096, hidden_size=384, intermediate_size=1024, num_layers=8, num_heads=6, num_kv_heads=2,
         max_seq_len=1024,
@@ -128,45 +170,59 @@ def cost(rounds: int = 5) -> dict[str, Any]:
     llm = LLM(init_weights(Llama(config), 0).bfloat16().eval(), config=EngineConfig(has_prefix_cache=False))
     rng = random.Random(0)
     prompts = [[rng.randrange(3, 4096) for _ in range(300)] for _ in range(8)]
-    params = SamplingParams(temperature=0, max_tokens=32, ignore_eos=True)
-    speeds: dict[bool, list[float]] = {True: [], False: []}
-    for round_number in range(2 * rounds + 2):
-        is_canonical = round_number % 2 == 0
-        runner.QUERY_TILE, runner.KEY_TILE = (4, 128) if is_canonical else (1, 16)
-        start = time.perf_counter()
-        llm.generate(prompts, params)
-        if round_number > 1:
-            speeds[is_canonical].append(8 * 32 / (time.perf_counter() - start))
-    runner.QUERY_TILE, runner.KEY_TILE = 4, 128
-    same, free = statistics.median(speeds[True]), statistics.median(speeds[False])
-    return {
-        "name": "eight users, 300 tokens of prompt and 32 of completion each",
-        "ours": same,
-        "rival": free,
-        "rival_name": "attention of one query row, keys to a multiple of 16",
-        "ratio": same / free,
-        "unit": "tokens/s",
-        "runs": rounds,
-    }
+    params = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
+    shapes = {"canonical": (4, 128), "reading": (16, 16), "decoding": (1, 16)}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in shapes}
+    for round_number in range(rounds + 1):
+        for name, shape in shapes.items():
+            set_tiles(*shape)
+            seconds = timed(llm, prompts, params)
+            if round_number:
+                found[name].append(seconds)
+    set_tiles(*shapes["canonical"])
+    reading, decoding = (statistics.median(pass_[i] for pass_ in found["canonical"]) for i in (0, 1))
+    free_reading = statistics.median(pass_[0] for pass_ in found["reading"])
+    free_decoding = statistics.median(pass_[1] for pass_ in found["decoding"])
+    num_read, num_drawn = 8 * 300, 8 * 63  # the first token comes with the prompt
+    return [
+        _row(
+            "decode, eight users behind 300 tokens", num_drawn, decoding, free_decoding, "a query row, 16 keys", rounds
+        ),
+        _row("prompts of 300, eight at once", num_read, reading, free_reading, "16 query rows, 16 keys", rounds),
+        _row("both", num_read + num_drawn, reading + decoding, free_reading + free_decoding, "the better", rounds),
+    ]
+
+
+def _row(name: str, tokens: int, seconds: float, other: float, other_name: str, runs: int) -> dict[str, Any]:
+    return {"name": name, "ours": tokens / seconds, "rival": tokens / other, "rival_name": f"attention by {other_name}",
+            "ratio": other / seconds, "unit": "tokens/s", "runs": runs}  # fmt: skip
 
 
 def main() -> None:
-    """Run the trials that were asked for and print what was found."""
+    """Run the trials that were asked for, or join parts, and print what was found."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--cuttings", nargs="*", choices=CUTTINGS, default=list(CUTTINGS))
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-cost", action="store_true")
+    parser.add_argument("--join", type=Path, nargs="+")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    result: dict[str, Any] = {}
-    for kind in arguments.kinds:
-        result[kind] = trial(kind, arguments.requests)
-        print(kind, result[kind], flush=True)
-    if not arguments.no_cost:
-        result["rows"] = [cost()]
-        print(result["rows"][0])
+    parts: list[dict[str, Any]] = [json.loads(path.read_text()) for path in arguments.join or ()]
+    if not parts:
+        parts = [{"trials": {kind: trial(kind, arguments.requests, arguments.cuttings)}} for kind in arguments.kinds]
+        parts += [] if arguments.no_cost else [{"rows": cost(arguments.rounds)}]
+    trials: dict[str, list[dict[str, Any]]] = {}
+    for part in parts:
+        for kind, one in part.get("trials", {}).items():
+            trials.setdefault(kind, []).append(one)
+    result: dict[str, Any] = {kind: summary(found) for kind, found in trials.items()}
+    result["rows"] = [row for part in parts for row in part.get("rows", ())]
+    print(json.dumps(result, indent=1))
     if arguments.json:
-        write_result(arguments.json, result)
+        kept = {} if arguments.join else {"trials": {kind: found[0] for kind, found in trials.items()}}
+        write_result(arguments.json, result | kept)
 
 
 if __name__ == "__main__":

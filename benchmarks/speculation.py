@@ -1,7 +1,9 @@
 """Guessing tokens: the same answers, and how much sooner, on answers that quote and on answers that do not.
 
-    python benchmarks/speculation.py train --folder runs/speculation [--steps N]
+    python benchmarks/speculation.py train --folder runs/speculation [--steps N] [--only target draft heads]
     python benchmarks/speculation.py run --folder runs/speculation [--prompts 500] [--rounds 3] [--json FILE]
+    python benchmarks/speculation.py run --folder ... --temperatures 0.7 --tasks --json PART.json
+    python benchmarks/speculation.py join --parts PART.json PART.json --json FILE
 
 `train` makes a pair here: a target (hidden 96, 4 layers) and a draft (hidden 48, 2 layers) of 64 tokens, and three
 heads on the target. Their texts are questions over passages: three passages of random tokens, each behind a key, then
@@ -11,6 +13,7 @@ right passage), and free ones (no passages; the target continues random tokens),
 """
 
 import argparse
+import json
 import math
 import random
 import statistics
@@ -36,6 +39,7 @@ VOCAB_SIZE, ASK, KEYS = 64, 0, range(1, 9)
 NUM_PASSAGES, PASSAGE = 3, 16
 LENGTH = NUM_PASSAGES * (PASSAGE + 1) + 2
 TEMPERATURES = (0.0, 0.7, 1.0)
+MADE, TASKS = ("target", "draft", "heads"), ("quoting", "free")
 
 
 def make_rows(count: int, generator: torch.Generator) -> Tensor:
@@ -88,11 +92,14 @@ def fit(model: Any, parameters: list, num_steps: int, peak: float, seed: int, nu
             print(step + 1, round(float(loss), 3), flush=True)
 
 
-def train(folder: Path, num_steps: int) -> None:
-    """Train the pair and the heads, and write them as folders."""
+def train(folder: Path, num_steps: int, parts: list[str]) -> None:
+    """Train the pair and the heads, or some of them, and write them as folders."""
     for name, model in (("target", make_model(96, 4, 0)), ("draft", make_model(48, 2, 1))):
-        fit(model, list(model.parameters()), num_steps, 3e-3, 1)
-        save_model(model.bfloat16(), folder / name)
+        if name in parts:
+            fit(model, list(model.parameters()), num_steps, 3e-3, 1)
+            save_model(model.bfloat16(), folder / name)
+    if "heads" not in parts:
+        return
     target = load_model(folder / "target", dtype=torch.float32)
     heads = MultiTokenDecoder(target, 3)
     fit(heads, list(heads.heads.parameters()), num_steps // 4, 3e-3, 2, num_heads=3)
@@ -116,13 +123,13 @@ def open_llm(folder: Path, speculation: SpeculationConfig | None) -> LLM:
     return LLM(model, config=EngineConfig(speculation=speculation))
 
 
-def compare(folder: Path, count: int) -> dict[str, Any]:
+def compare(folder: Path, count: int, temperatures: list[float]) -> dict[str, Any]:
     """Return how many answers differ from those without guessing, and how much of the drafts was right."""
     questions = make_rows(count, torch.Generator().manual_seed(99))
     rng = random.Random(0)
     prompts = [row[: LENGTH if i % 2 else rng.randint(4, LENGTH)].tolist() for i, row in enumerate(questions)]
     found: dict[str, Any] = {}
-    for temperature in TEMPERATURES:
+    for temperature in temperatures:
         params = [SamplingParams(temperature=temperature, seed=i, max_tokens=PASSAGE) for i in range(count)]
         answers: dict[str, list] = {}
         for name, speculation in ways(folder, is_timed=False).items():
@@ -135,12 +142,12 @@ def compare(folder: Path, count: int) -> dict[str, Any]:
                 "accepted": stats.num_accepted / max(1, stats.num_drafted),
                 "steps": stats.num_steps,
             }
-    right = sum(a[0] == tuple(r[LENGTH:].tolist()) for a, r in zip(answers["off"], questions, strict=True))
-    found["answers that are the right passage"] = right / (count // 2)
+        right = sum(a[0] == tuple(r[LENGTH:].tolist()) for a, r in zip(answers["off"], questions, strict=True))
+        found[f"answers that are the right passage, temperature {temperature}"] = right / (count // 2)
     return found
 
 
-def measure(folder: Path, rounds: int) -> list[dict[str, Any]]:
+def measure(folder: Path, rounds: int, chosen: list[str]) -> list[dict[str, Any]]:
     """Return tokens a second of one user with each way of guessing beside none."""
     questions = make_rows(20, torch.Generator().manual_seed(5))
     rng = random.Random(1)
@@ -149,7 +156,8 @@ def measure(folder: Path, rounds: int) -> list[dict[str, Any]]:
         "free": ([[rng.randrange(9, VOCAB_SIZE) for _ in range(20)] for _ in range(4)], 120),
     }
     rows = []
-    for task, (prompts, length) in tasks.items():
+    for task in chosen:
+        prompts, length = tasks[task]
         for temperature in (0.0, 1.0):
             speeds: dict[str, list[float]] = {}
             engines = {name: open_llm(folder, s) for name, s in ways(folder, is_timed=True).items()}
@@ -182,23 +190,33 @@ def measure(folder: Path, rounds: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Train the pair, or run the comparison."""
+    """Train the pair, run the comparison, or join its parts."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=("train", "run"))
-    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("what", choices=("train", "run", "join"))
+    parser.add_argument("--folder", type=Path)
     parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--only", nargs="*", choices=MADE, default=list(MADE))
     parser.add_argument("--prompts", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--no-timing", action="store_true")
+    parser.add_argument("--temperatures", type=float, nargs="*", default=list(TEMPERATURES))
+    parser.add_argument("--tasks", nargs="*", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--parts", type=Path, nargs="+")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if arguments.what == "train":
-        train(arguments.folder, arguments.steps)
+        train(arguments.folder, arguments.steps, arguments.only)
         return
-    torch.set_num_threads(1)
-    rows = [] if arguments.no_timing else measure(arguments.folder, arguments.rounds)
-    same = compare(arguments.folder, arguments.prompts)
-    print(same)
+    rows: list[dict[str, Any]] = []
+    same: dict[str, Any] = {}
+    if arguments.what == "join":
+        for part in arguments.parts:
+            found = json.loads(part.read_text())
+            rows, same = rows + found["rows"], same | found["same"]
+    else:
+        torch.set_num_threads(1)
+        rows = measure(arguments.folder, arguments.rounds, arguments.tasks)
+        same = compare(arguments.folder, arguments.prompts, arguments.temperatures)
+    print(json.dumps(same, indent=1))
     if arguments.json:
         write_result(arguments.json, {"rows": rows, "same": same})
 

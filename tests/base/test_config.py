@@ -156,3 +156,21 @@ def test_any_number_is_read_back_from_its_spelling(value: float):
 @given(st.text())
 def test_any_text_stays_itself(value: str):
     assert convert(value, str, "x") == value
+
+
+@dataclass(frozen=True)
+class Either:
+    data: Path | Inner
+    more: Inner | None = None
+
+
+def test_of_a_path_and_a_section_the_value_says_which_is_meant():
+    assert build(Either, {"data": "runs/a"}) == Either(Path("runs/a"))
+    assert load(Either, {"data": {"name": "muon"}}, ["--data.learning_rate=2"]) == Either(Inner(2.0, "muon"))
+    assert load(Either, {"data": {"name": "muon"}}, ["--data=runs/b"]) == Either(Path("runs/b"))
+    for config in (Either(Path("a")), Either(Inner(), Inner())):
+        assert build(Either, to_dict(config)) == config
+    with pytest.raises(ConfigError, match="data.nam is not a setting. Did you mean data.name?"):
+        build(Either, {"data": {"nam": "muon"}})
+    with pytest.raises(ConfigError, match="more is 'x'; expected a section of settings"):
+        build(Either, {"data": "a", "more": "x"})

@@ -114,6 +114,29 @@ def test_scrub_reports_spans_and_never_a_value(tmp_path: Path, capsys):
     assert '"start": 5, "end": 16' in written
 
 
+def test_scrub_takes_mode_and_kinds(tmp_path: Path, capsys, monkeypatch):
+    source = write_rows(tmp_path / "in.jsonl", {"id": "a", "text": "Mail jo@acme.org from 192.0.2.7."})
+    out = tmp_path / "o.jsonl"
+
+    def scrubbed(*options: object) -> str:
+        assert mw(capsys, "scrub", source, out, *options)[0] == 0
+        return str(read_rows(out)[0]["text"])
+
+    assert scrubbed("--kinds", "ip_address") == "Mail jo@acme.org from [ip_address]."
+    assert scrubbed("--kinds", "email", "--mode", "remove") == "Mail  from 192.0.2.7."
+    (tmp_path / "secret").write_text("sixteen random characters\n")
+    options = ("--kinds", "email", "--mode", "pseudonym", "--secret-file", tmp_path / "secret")
+    first, second = scrubbed(*options), scrubbed(*options)
+    assert first == second and "jo@acme.org" not in first and "@example.com" in first
+    for wrong, why in (
+        (("--mode", "hide"), "known: mask, pseudonym, remove"),
+        (("--kinds", "email,names"), "kinds holds 'names'"),
+        (("--secret-file", tmp_path / "secret"), "only pseudonyms take a secret"),
+    ):
+        code, _, err = mw(capsys, "scrub", source, out, *wrong)
+        assert code == 1 and why in err
+
+
 def test_decontaminate_removes_what_stands_in_an_evaluation_set(tmp_path: Path, capsys):
     source = write_rows(
         tmp_path / "in.jsonl", {"id": "a", "text": f"Here it is: {PAGE}"}, {"id": "b", "text": "Another page."}

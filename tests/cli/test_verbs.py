@@ -136,6 +136,9 @@ def test_tokenizer_audit_looks_into_a_model(toy: Toy, capsys: Shown):
     found = json.loads(done(capsys, "tokenizer", "audit", toy.model, "--model", toy.model, "--json"))
     assert len(found["glitches"]["certain"]) >= 13 and 0 <= found["glitches"]["agreement"] <= 1
     assert "glitch tokens: " in done(capsys, "tokenizer", "audit", toy.tokenizer, "--model", toy.model)
+    shown = done(capsys, "tokenizer", "audit", toy.tokenizer, "--model", toy.model, "--ask", "all")
+    assert "does not repeat ordinary tokens either" in shown  # three steps of training teach no copying
+    assert "--ask is 'some'" in refused(capsys, "tokenizer", "audit", toy.tokenizer, "--ask", "some")
 
 
 def test_plan_prints_memory_by_part_and_changes_nothing(toy: Toy, tmp_path: Path, capsys: Shown):

@@ -12,15 +12,13 @@ from modelwright.data.dedup import (
     ExactDuplicates,
     NearDuplicates,
     RepeatedPieces,
-    drop_repeated_paragraphs,
-    exact_duplicates,
     jaccard,
     near_duplicates,
     shingle,
 )
 from modelwright.data.minhash import Bands, sign_sets
 from modelwright.data.shingles import Words
-from modelwright.data.step import Removal
+from modelwright.data.step import Removal, decide_all, name_uniquely, run_step
 
 
 def make_words(rng, count):
@@ -40,8 +38,8 @@ def plain_jaccard(a, b):
 
 
 def test_exact_copies_apart_from_blanks_and_case():
-    found = exact_duplicates(["One  two.", "three", "one two.\n", "One two!", "THREE"])
-    assert [(d.index, d.of) for d in found] == [(2, 0), (4, 1)]
+    documents = as_documents(["One  two.", "three", "one two.\n", "One two!", "THREE", " ", "\n"])
+    assert decide_all(ExactDuplicates(), documents) == {2: "d0", 4: "d1"}  # blanks are no copies of each other
 
 
 def test_the_similarity_is_the_jaccard_of_word_five_grams():
@@ -111,11 +109,13 @@ def test_repeated_paragraphs_go_and_headings_and_short_lines_stay():
     licence = "Permission is hereby granted, free of charge, to any person obtaining a copy of this text."
     heading = "# A long heading that stands in both of these documents and that names what is below it"
     texts = [f"{heading}\n\n{licence}\n\nOne.\n", f"{heading}\n\nOne.\n\n{licence.upper()}\n\nTwo.\n\n\n{licence}\n"]
-    kept, repeated = drop_repeated_paragraphs(texts, 40)
-    assert kept[0] == texts[0]
-    assert kept[1] == f"{heading}\n\nOne.\n\nTwo.\n"
-    assert [(r.index, r.of) for r in repeated] == [(1, 0), (1, 0)]
-    assert drop_repeated_paragraphs([f"{licence}\n\n{licence}\n"], 40)[0] == [f"{licence}\n"]
+    step, documents = RepeatedPieces(min_chars=40), as_documents(texts)
+    kept = run_step(step, documents)
+    assert kept[0] == documents[0]
+    assert kept[1].text == f"{heading}\n\nOne.\n\nTwo.\n"
+    decisions = decide_all(step, documents)
+    assert step.taken(documents[1], decisions[1]) == [(licence.upper(), "d0"), (licence, "d0")]
+    assert run_step(step, as_documents([f"{licence}\n\n{licence}\n"]))[0].text == f"{licence}\n"
 
 
 def run(step, documents):
@@ -146,11 +146,19 @@ def test_the_steps_decide_as_the_functions_do():
     decisions = step.decide((d.id, step.sign(d)) for d in documents)
     assert [decisions.get(d.id) for d in documents] == expected
     assert step.sign_all(documents) == [step.sign(d) for d in documents]
-    exact = ExactDuplicates()
-    removed = {d.index: f"same as d{d.of}" for d in exact_duplicates(texts) if texts[d.index].strip()}
-    assert [r.reason if isinstance(r, Removal) else None for r in run(exact, documents)] == [
-        removed.get(index) for index in range(len(texts))
-    ]
+    plain = [" ".join(text.split()).casefold() for text in texts]
+    same = [f"same as d{plain.index(text)}" if text and plain.index(text) < i else None for i, text in enumerate(plain)]
+    assert [r.reason if isinstance(r, Removal) else None for r in run(ExactDuplicates(), documents)] == same
+
+
+def test_running_a_step_in_memory_is_what_a_pipeline_does_and_equal_ids_are_told_apart():
+    documents = as_documents(make_family(9, 20))
+    for step in (ExactDuplicates(), NearDuplicates(), RepeatedPieces("line", 4)):
+        assert run_step(step, documents) == run(step, documents)
+    same_ids = [Document("page", text) for text in ("one text", "another text", "one text")]
+    results = run_step(ExactDuplicates(), same_ids)
+    assert results[:2] == same_ids[:2] and results[2] == Removal("same as page")
+    assert list(name_uniquely(["a", "a", "a#2", "a"])) == ["a", "a#2", "a#2#2", "a#3"]
 
 
 def test_near_duplicates_are_those_that_comparing_all_pairs_finds():
@@ -191,8 +199,7 @@ def test_repeated_lines_and_paragraphs_as_steps():
     licence = "Permission is hereby granted, free of charge, to any person obtaining a copy of this text."
     texts = [f"# {texts[0]}\n\n{licence}\n\nOne.\n", f"Two.\n\n{licence.upper()}\n\n\n{licence}\n", licence, ""]
     results = run(RepeatedPieces(min_chars=40), as_documents(texts))
-    expected, _ = drop_repeated_paragraphs(texts, 40)
-    assert results[0].text == texts[0] and results[1].text == expected[1] == "Two.\n"
+    assert results[0].text == texts[0] and results[1].text == "Two.\n"
     assert results[2].reason == "every paragraph stood before, the first in d0" and results[3].text == ""
     lines = run(RepeatedPieces("line", 10), as_documents(["a first line\nshort\nshort\n", "b\n  A  first LINE\nc"]))
     assert lines[0].text == "a first line\nshort\nshort\n" and lines[1].text == "b\nc\n"

@@ -54,6 +54,20 @@ def test_over_the_ranks_every_sample_comes_exactly_once_an_epoch(num, batch_size
     assert num < 6 or stream[:num] != stream[num : 2 * num], "each epoch has an order of its own"
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_batch_that_another_rank_takes_is_passed_over(num_workers):
+    plain, skipping = feed(11, 2), feed(11, 2, num_workers=num_workers)
+    expected = [ids_of(plain, 1) for _ in range(8)]
+    found = []
+    for number in range(8):
+        if number % 3:
+            skipping.skip_batch()
+        else:
+            found.append(ids_of(skipping, 1))
+    assert found == expected[::3] and skipping.state() == plain.state()
+    skipping.close()
+
+
 @given(st.integers(1, 30), st.data())
 @settings(max_examples=60, deadline=None)
 def test_a_run_goes_on_exactly_with_other_ranks_and_batch_sizes(num, data):

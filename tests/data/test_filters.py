@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modelwright.base.errors import ConfigError
 from modelwright.base.types import Document
 from modelwright.data.filters import C4Page, FineWebLines, GopherQuality, GopherRepetition
 
@@ -148,6 +149,25 @@ def test_c4_pages():
     assert "'{' at character" in reason(step, three + " int main() { }")
     assert "1 of the words" in reason(step, three + " Oh darn, no.") and "darn" not in reason(step, three + " darn.")
     assert reason(C4Page(), "\u4e00\u3002\u4e8c\u3002\u4e09\u3002") == ""
+
+
+def test_bad_words_are_a_list_of_one_s_own(tmp_path):
+    three = "This is one. Is this two? Yes!"
+    file = tmp_path / "words.txt"
+    file.write_text("# not these\nGosh\n\n  holy   moly \n", encoding="utf-8")
+    step = C4Page(bad_words=("darn",), bad_words_file=file)
+    assert reason(step, three + " Goshawks are birds that darned socks, not these.") == ""
+    assert "1 of the words" in reason(step, three + " GOSH!")
+    assert "1 of the words" in reason(step, three + " (Holy\nmoly)")
+    assert "2 of the words" in reason(step, three + " gosh-darn gosh")
+    assert "moly" not in reason(step, three + " holy moly")
+    assert reason(C4Page(), three + " darn") == ""  # none are built in
+    with pytest.raises(ConfigError, match=r"bad_words_file .*none.txt cannot be read"):
+        reason(C4Page(bad_words_file=tmp_path / "none.txt"), three)
+    many = C4Page(bad_words=tuple(f"word{i}" for i in range(400)))
+    begun = time.perf_counter()
+    assert "1 of the words" in reason(many, three + " wor" * 300_000 + " word399")
+    assert time.perf_counter() - begun < 10
 
 
 def test_fineweb_lines_at_their_bounds():

@@ -174,3 +174,18 @@ def test_an_endless_line_is_set_aside_unread(tmp_path, monkeypatch):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(DataError, match="is not a file"):
         scrub_jsonl(tmp_path / "none", tmp_path / "out")
+
+
+def test_an_array_of_objects_is_scrubbed_item_by_item(tmp_path):
+    rows = [{"id": "a", "text": "ask jo@acme.org"}, {"body": "jo@acme.org"}, "jo@acme.org", {"id": "d", "text": "no"}]
+    source, out = tmp_path / "in.json", tmp_path / "out.jsonl"
+    source.write_text("\ufeff" + json.dumps(rows, indent=1), encoding="utf-8")
+    result = scrub_jsonl(source, out, None, Scrub(("email",)))
+    assert [json.loads(line)["text"] for line in out.read_text().splitlines()] == ["ask [email]", "no"]
+    assert [number for number, _ in result.failures] == [2, 3] and "jo@" not in repr(result)
+    with pytest.raises(DataError, match="item 2: no object with a string 'text'"):
+        scrub_jsonl(source, out, None, Scrub(("email",)), is_strict=True)
+    source.write_text(json.dumps(rows)[:-30], encoding="utf-8")
+    assert scrub_jsonl(source, out, None, Scrub(("email",))).failures[-1][0] == 3
+    source.write_text('{"id": 1, "text": "a"}\n{"id": 2, "text": "b"}\n', encoding="utf-8")  # lines by another name
+    assert scrub_jsonl(source, out, None, Scrub(("email",))).num_documents == 2

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from modelwright.base.errors import ConfigError
 from modelwright.base.types import Usage
 from modelwright.engine.engine import EngineStats
 from modelwright.serve.metrics import Metrics
@@ -72,6 +73,50 @@ def test_the_options_of_the_containers_are_those_of_the_verb():
     lines = (DEPLOY / "Dockerfile").read_text().splitlines()
     asked = [*asked, *ast.literal_eval(lines[-1].removeprefix("CMD "))]
     assert {word.split("=")[0] for word in asked if word.startswith("--")} <= known
+
+
+def ray_service() -> dict[str, Any]:
+    return dict(yaml.safe_load((DEPLOY / "ray" / "rayservice.yaml").read_text()))
+
+
+def test_the_ray_service_fits_the_schemas_of_kuberay_and_of_kubernetes():
+    jsonschema = pytest.importorskip("jsonschema")
+    validate = pytest.importorskip("kubernetes_validate")
+    schema = json.loads((Path(__file__).parent / "rayservice_schema.json").read_text())
+    document = ray_service()
+    jsonschema.validate(document, schema)
+    cluster = document["spec"]["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "x"}, "template": group["template"]}
+        validate.validate(pod, VERSION, strict=True)
+        spec, deployed = group["template"]["spec"], manifest("deployment")["spec"]["template"]["spec"]
+        assert spec["securityContext"] == deployed["securityContext"]
+        assert {v["name"] for v in spec["volumes"]} == {v["name"] for v in deployed["volumes"]}
+    wrong = ray_service()
+    wrong["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["replica"] = 2
+    with pytest.raises(jsonschema.ValidationError, match="replica"):
+        jsonschema.validate(wrong, schema)
+
+
+def test_the_ray_service_asks_for_an_application_that_is_there_with_arguments_it_knows():
+    from modelwright.cli import fleet
+
+    (asked,) = yaml.safe_load(ray_service()["spec"]["serveConfigV2"])["applications"]
+    module, _, name = asked["import_path"].partition(":")
+    assert module == fleet.__name__ and callable(getattr(fleet, name))
+    assert set(asked["args"]) <= set(fleet.KNOWN)
+    volumes = ray_service()["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    mounted = [mount["mountPath"] for mount in volumes["volumeMounts"]]
+    assert all(any(asked["args"][n].startswith(path) for path in mounted) for n in ("model", "api_key_file"))
+    with pytest.raises(ConfigError, match="fleet: modle is unknown; known: model"):
+        fleet.build({"modle": "x"})
+
+
+@pytest.mark.peer
+def test_ray_serve_reads_the_config_of_the_ray_service():
+    schema = pytest.importorskip("ray.serve.schema", exc_type=ImportError)
+    read = schema.ServeDeploySchema.model_validate(yaml.safe_load(ray_service()["spec"]["serveConfigV2"]))
+    assert read.applications[0].route_prefix == "/"
 
 
 def metrics_there() -> set[str]:

@@ -1,5 +1,6 @@
 """Output keeps to its form at every temperature, and what cannot be checked is refused."""
 
+import itertools
 import json
 import re
 from typing import Any
@@ -121,6 +122,55 @@ def test_bits_are_unpacked_lowest_first(bits: list[bool]):
     words = [sum(bit << i for i, bit in enumerate(bits[at : at + 32])) for at in range(0, len(bits), 32)]
     signed = torch.tensor([w - (1 << 32) if w >> 31 else w for w in words], dtype=torch.int32)
     assert unpack_bits(signed, len(bits)).tolist() == bits
+
+
+@pytest.mark.parametrize(
+    ("form", "language"),
+    [
+        ({"choices": ("the fox", "the dog", "the dogs", "jug")}, {"the fox", "the dog", "the dogs", "jug"}),
+        (
+            {"regex": "(ab|ba){1,3}x?"},
+            {"".join(p) + x for n in (1, 2, 3) for p in itertools.product(("ab", "ba"), repeat=n) for x in ("", "x")},
+        ),
+        ({"regex": "caf\u00e9|\U0001f980{2}"}, {"caf\u00e9", "\U0001f980\U0001f980"}),
+        (
+            {"json_schema": {"enum": ["quick", "quiz", 7, True, None, {"a": [1]}]}},
+            {'"quick"', '"quiz"', "7", "true", "null", '{"a":[1]}'},
+        ),
+    ],
+)
+def test_the_mask_is_what_brute_force_says(llm: LLM, tokenizer: Tokenizer, form: dict[str, Any], language: set[str]):
+    """In every state that can be reached, a token is allowed if and only if the text with it begins a valid one.
+
+    Where only one text can follow, the library holds the model to the tokens that the tokenizer would cut it into.
+    """
+    words = {text.encode() for text in language}
+    beginnings = {word[:size] for word in words for size in range(len(word) + 1)}
+    assert llm.engine.grammars is not None
+    stops = set(llm.engine.stop_ids)
+    spelled = {
+        i: tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size) if i not in tokenizer.special_ids.values()
+    }
+    waiting, seen = [()], set()
+    while waiting:
+        ids = waiting.pop()
+        text = b"".join(spelled[i] for i in ids)
+        if text in seen:  # another cutting of the same text gives the same state
+            continue
+        seen.add(text)
+        grammar = llm.engine.grammars.start(SamplingParams(**form))
+        assert grammar is not None and all(grammar.accept(i) for i in ids)
+        if grammar.is_complete:
+            assert text in words
+            continue
+        allowed = {i for i, is_allowed in enumerate(grammar.allowed().tolist()) if is_allowed}
+        viable = {i for i, piece in spelled.items() if piece and text + piece in beginnings}
+        forced = grammar.forced()
+        assert allowed - stops == viable or (forced and allowed == {forced[0]} <= viable)
+        assert bool(allowed & stops) == (text in words)
+        assert allowed, "a dead end"
+        waiting += [(*ids, i) for i in allowed - stops]
+    assert seen >= words
 
 
 class Spaced:

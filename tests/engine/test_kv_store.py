@@ -1,5 +1,8 @@
 """A rounded cache: how far off it is, how much smaller, and that rounding changes nothing else."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,9 +17,12 @@ from modelwright.engine.llm import LLM
 from modelwright.engine.runner import Runner
 from modelwright.models.decoder import LayerCache
 from modelwright.models.llama import Llama, LlamaConfig
+from modelwright.models.llama2c import read_llama2c
 from modelwright.tokenizer.bpe import Tokenizer
 
 CPU = torch.device("cpu")
+STORIES = Path(os.environ.get("MODELWRIGHT_DATA", "/nonexistent")) / "weights" / "stories260K"
+needs_stories = pytest.mark.skipif(not STORIES.is_dir(), reason="MODELWRIGHT_DATA is not set")
 STEPS = {"int8": 1 / 254, "int4": 1 / 30}  # half a step, of the largest (8 bits) or of the range (4 bits)
 
 
@@ -98,6 +104,40 @@ def test_how_far_log_probabilities_move(model: Llama, tokenizer: Tokenizer, kv_d
     assert exact is not None and rounded is not None
     differences = [abs(a - b) for a, b in zip(exact[1:], rounded[1:], strict=True)]  # type: ignore[operator]
     assert 0 < sum(differences) / len(differences) < bound
+
+
+@needs_stories
+@pytest.mark.parametrize(
+    ("kv_dtype", "mean", "worst", "agreement"), [("int8", 2e-4, 5e-3, 0.98), ("int4", 0.05, 1.5, 0.6)]
+)
+def test_a_trained_model_keeps_its_mind(kv_dtype: str, mean: float, worst: float, agreement: float):
+    """Kullback-Leibler divergence over a whole context of a published model's own story, and its greedy tokens."""
+    model, ids = stories()
+    exact, rounded = (logits_of(model, ids, d) for d in (None, kv_dtype))
+    divergence = (exact.exp() * (exact - rounded)).sum(-1)  # (T,)
+    late = divergence[len(ids) * 3 // 4 :].mean()  # errors do not pile up towards the end of the context
+    assert 0 < float(divergence.mean()) < mean and float(divergence.max()) < worst and float(late) < 2 * mean
+    same = (exact.argmax(-1) == rounded.argmax(-1)).float().mean()
+    assert float(same) > agreement
+    if kv_dtype == "int8":
+        params = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
+        first, second = (
+            LLM(model, config=EngineConfig(kv_dtype=d)).generate([ids[:32]], params)[0] for d in (None, kv_dtype)
+        )
+        assert first.token_ids == second.token_ids
+
+
+def stories() -> tuple[Llama, list[int]]:
+    """The published model of 260 thousand parameters and a text of its own that fills its context of 512."""
+    model = read_llama2c(STORIES / "stories260K.bin").to(torch.bfloat16)
+    params = SamplingParams(temperature=0.8, seed=1, max_tokens=510, ignore_eos=True)
+    return model, [1, *LLM(model).generate([[1]], params)[0].token_ids]
+
+
+def logits_of(model: Llama, ids: list[int], kv_dtype: str | None) -> torch.Tensor:
+    engine = Engine(model, config=EngineConfig(kv_dtype=kv_dtype, max_tokens_per_step=512))
+    engine.submit(engine.check(ids, SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=True)))
+    return torch.log_softmax(engine.runner.run(engine.scheduler.schedule()).float(), -1)
 
 
 def test_what_cannot_be_rounded_is_refused_by_name():

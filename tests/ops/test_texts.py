@@ -8,6 +8,8 @@ import pytest
 from tests.conftest import Toy
 
 from modelwright.base.errors import DataError
+from modelwright.data.plan import read_pipeline
+from modelwright.data.run import RunParams, run_pipeline
 from modelwright.ops import make, texts
 from modelwright.ops.make import make_tokenizer
 from modelwright.ops.texts import stream_texts
@@ -36,6 +38,17 @@ def test_a_data_set_gives_its_parts(toy: Toy):
     assert train and held_out and not set(train) & set(held_out)
     with pytest.raises(DataError, match="kind 'model'"):
         list(stream_texts([toy.model]))
+
+
+def test_a_data_set_in_many_files_or_parquet_gives_its_texts(tmp_path: Path):
+    pytest.importorskip("pyarrow")
+    written = [f"text number {i} of some length" for i in range(9)]
+    source = write_lines(tmp_path / "in.jsonl", [{"id": str(i), "text": text} for i, text in enumerate(written)])
+    for name in ("jsonl", "parquet"):
+        pipeline = {"source": str(source), "steps": ["clean"], "out": str(tmp_path / name), "format": name}
+        run_pipeline(read_pipeline({**pipeline, "shard": {"out_bytes": 300}}), RunParams(num_workers=1))
+        assert [text.strip() for text in stream_texts([tmp_path / name])] == written
+        assert list(stream_texts([tmp_path / name], held_out=True)) == []
 
 
 def test_long_text_comes_in_pieces_that_end_with_lines_and_lose_nothing(tmp_path: Path, monkeypatch):

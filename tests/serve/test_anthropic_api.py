@@ -116,7 +116,7 @@ RESULT = {"type": "tool_result", "tool_use_id": "x", "content": "y"}
         ({"max_tokens": "absent"}, "max_tokens is null"),
         ({"messages": []}, "a list of messages"),
         ({"messages": [{"role": "system", "content": "x"}]}, "user or assistant"),
-        ({"messages": [{"role": "user", "content": [IMAGE]}]}, "text or tool_result"),
+        ({"messages": [{"role": "user", "content": [IMAGE]}]}, "this model reads text only"),
         ({"messages": [{"role": "user", "content": [RESULT]}]}, "the id of a call"),
         ({"messages": [*ASKED, {"role": "assistant", "content": "I"}]}, "to continue it is not supported"),
         ({"temperature": 1.5}, "between 0 and 1"),

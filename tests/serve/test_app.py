@@ -14,7 +14,7 @@ import pytest
 from fastapi import FastAPI
 
 from modelwright.base.errors import ConfigError
-from modelwright.serve.app import ServeConfig, create_app, serve
+from modelwright.serve.app import Allowed, ServeConfig, create_app, serve
 
 pytestmark = pytest.mark.service
 
@@ -147,7 +147,7 @@ def test_requests_that_do_not_move_make_the_server_unready(start, build_engine):
 
 
 def test_other_sites_may_ask_only_when_they_are_named(build_engine, start):
-    config = ServeConfig(allowed_origins=("https://app.example.org",))
+    config = ServeConfig(allowed=Allowed(origins=("https://app.example.org",)))
     with (
         build_engine() as engine,
         start(create_app(config, engine, engine.tokenizer, "tiny", None, None), engine) as server,

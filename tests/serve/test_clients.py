@@ -79,19 +79,7 @@ QUESTIONS = [
 ]
 
 
-@pytest.mark.parametrize(
-    "reading",
-    [
-        "filled",
-        pytest.param(
-            "plain",
-            marks=pytest.mark.xfail(
-                strict=True, raises=AssertionError, reason="the engine tells no alternatives of prompt tokens"
-            ),
-        ),
-    ],
-)
-def test_the_evaluation_harness_gets_the_scores_of_the_engine_itself(reading: str, tiny: Any, tmp_path: Path):
+def test_the_evaluation_harness_gets_the_scores_of_the_engine_itself(tiny: Any, tmp_path: Path):
     (tmp_path / "rain.jsonl").write_text(
         "".join(json.dumps({"question": q, "choices": c, "gold": g}) + "\n" for q, c, g in QUESTIONS)
     )
@@ -101,7 +89,7 @@ def test_the_evaluation_harness_gets_the_scores_of_the_engine_itself(reading: st
         "doc_to_target: gold\ntarget_delimiter: ''\nmetric_list:\n  - metric: acc\n"
     )
     tiny.engine.tokenizer.save(tmp_path / "tokenizer")
-    out = run_client("lm_eval_harness", tiny.url, "tiny", tmp_path / "tokenizer", tmp_path, reading)
+    out = run_client("lm_eval_harness", tiny.url, "tiny", tmp_path / "tokenizer", tmp_path)
     told = json.loads(next(line for line in out.splitlines() if line.startswith("RESULT ")).removeprefix("RESULT "))
 
     model, tokenizer = tiny.engine.engine.model, tiny.engine.tokenizer

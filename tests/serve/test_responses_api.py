@@ -127,7 +127,7 @@ def test_the_form_of_a_text_is_held(server):
         ({"input": []}, "input"),
         ({"input": [{"type": "reasoning", "summary": []}]}, "input[0].type"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "http://x"}]}]},
-         "input[0].content[0].type"),
+         "messages[0].content[0]"),
         ({"input": [{"role": "user", "content": "x", "colour": 1}]}, "input[0].colour"),
         ({"input": [{"type": "function_call_output", "call_id": "nobody", "output": "x"}]}, "messages[0].tool_call_id"),
         ({"instructions": 3}, "instructions"),

@@ -303,3 +303,32 @@ def test_the_calls_are_what_the_assistant_must_produce(house: Tokenizer):
     learned = [i for i, is_learned in zip(tokens.ids, tokens.assistant_mask, strict=True) if is_learned]
     expected = 'I look.\n<tool_call>\n{"name": "weather", "arguments": {"city": "Ulm"}}\n</tool_call><|im_end|>'
     assert house.decode(learned, skip_special_tokens=False) == expected
+
+
+PARTS = (
+    "{% for m in messages %}{{ m['role'] | upper + ': ' }}"
+    "{% for c in m['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\\n' }}{% endfor %}"
+    "{% for c in m['content'] | selectattr('type', 'equalto', 'text') %}{{ c['text'] + ' ' }}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+
+def test_a_template_that_reads_parts_is_given_parts_and_loses_no_text():
+    """LLaVA's published template: a plain text would vanish from it."""
+    template = ChatTemplate(PARTS, {}, ["<image>"])
+    assert template.takes_parts and not ChatTemplate(CHATML, {}, []).takes_parts
+    assert template.render([Message("user", "What?")], True).text == "USER: What? ASSISTANT:"
+    talk = [Message("user", "Two <image> words", images=((0, "a.png"), (4, "b.png")))]
+    seen = template.render(talk, image_token="<image>")
+    assert seen.text == "USER: <image>\n<image>\nTwo  <image> words "
+    assert [start for start, _, _ in seen.marks] == [6, 14]  # the person's word is none
+
+
+def test_pictures_stand_where_they_stood_in_the_text():
+    template = ChatTemplate(CHATML, {}, ["<|im_start|>", "<|im_end|>", "<image>"])
+    talk = [Message("user", "ab<image>cd", images=((1, "x"), (11, "y"), (1, "z")))]
+    seen = template.render(talk, image_token="<image>")
+    assert seen.text == "<|im_start|>user\na<image><image>b<image>cd<image><|im_end|>\n"
+    assert [token for _, _, token in seen.marks].count("<image>") == 3
+    with pytest.raises(DataError, match="no special token here"):
+        template.render(talk)

@@ -103,7 +103,7 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None or value == "none":
             return None
-        return convert(value, next(a for a in args if a is not type(None)), where)
+        return convert(value, _member_for(value, args), where)
     if is_dataclass(hint):
         return (
             value if isinstance(value, typing.cast(type, hint)) else build(typing.cast(type, hint), value, f"{where}.")
@@ -121,6 +121,13 @@ def convert(value: Any, hint: Any, where: str) -> Any:
             raise ConfigError(f"{where} is {value!r}; expected a mapping.")
         return {str(k): convert(v, args[1], f"{where}.{k}") for k, v in value.items()}
     return _convert_scalar(value, hint, where)
+
+
+def _member_for(value: Any, members: Sequence[Any]) -> Any:
+    """Return the member of a union that a value is meant for: a section for settings, anything else for the others."""
+    kinds = [member for member in members if member is not type(None)]
+    is_section = isinstance(value, Mapping) or is_dataclass(value)
+    return next((kind for kind in kinds if is_dataclass(kind) == is_section), kinds[0])
 
 
 def _convert_sequence(value: Any, origin: type, args: tuple[Any, ...], where: str) -> Any:

@@ -42,6 +42,7 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()  # of an assistant's turn
     tool_call_id: str | None = None  # of a tool's turn: the call that it answers
     name: str | None = None  # of a tool's turn: the function
+    images: tuple[tuple[int, Any], ...] = ()  # pictures, each with its place: before which character of the content
 
 
 @dataclass(frozen=True)

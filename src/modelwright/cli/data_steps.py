@@ -6,11 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
+from modelwright.base.config import build
 from modelwright.base.progress import console
 from modelwright.cli.data_run import EXIT_SET_ASIDE, Strict, Workers, show_asides
 from modelwright.data.plan import build_steps
 from modelwright.data.run import RunParams
-from modelwright.data.scrub import scrub_jsonl
+from modelwright.data.scrub import Scrub, scrub_jsonl
 from modelwright.data.single import aside_file, run_on_lines
 
 Source = Annotated[Path, typer.Argument(help="JSON lines with id and text.", metavar="IN")]
@@ -53,10 +54,19 @@ def scrub(
     source: Source,
     out: Out,
     report: Annotated[Path | None, typer.Option(help="Write spans here: start, end, type; never a value.")] = None,
+    mode: Annotated[
+        str, typer.Option(help="mask: the kind in brackets; pseudonym: equal stand-ins for equal values; remove.")
+    ] = "mask",
+    kinds: Annotated[str | None, typer.Option(help="Such as email,phone,person; none given: all of them.")] = None,
+    secret_file: Annotated[
+        str, typer.Option(help="File whose first line is the secret of pseudonyms; else MODELWRIGHT_SECRET.")
+    ] = "",
     strict: Strict = False,
 ) -> None:
-    """Replace personal data and secrets by their kind in brackets, in every text field."""
-    result = scrub_jsonl(source, out, report, is_strict=strict)
+    """Replace personal data and secrets in every text field: by their kind, by stand-ins, or by nothing."""
+    wanted = {"kinds": kinds} if kinds is not None else {}
+    settings = build(Scrub, {"mode": mode, "secret_file": secret_file, **wanted})
+    result = scrub_jsonl(source, out, report, settings, is_strict=strict)
     counts = ", ".join(f"{count:,} {kind}" for kind, count in result.counts.most_common()) or "nothing found"
     console.print(f"[bold]{out}[/bold]  {result.num_documents:,} documents: {counts}")
     rows = [

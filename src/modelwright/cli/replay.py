@@ -7,6 +7,7 @@ import typer
 
 from modelwright.base.config import build
 from modelwright.base.progress import console
+from modelwright.cli.server import named_folder
 from modelwright.engine.engine import EngineConfig
 from modelwright.engine.llm import LLM
 from modelwright.models.hub import fetch
@@ -19,17 +20,24 @@ MAX_SHOWN = 20
 def replay(
     trace: Annotated[Path, typer.Argument(help="What mw serve --trace FILE wrote.")],
     model: Annotated[str, typer.Argument(help="The folder or hub id that was served.")],
+    adapters: Annotated[
+        list[str] | None, typer.Option(help="A LoRA adapter that was served: NAME=DIR; repeatable.")
+    ] = None,
 ) -> None:
     """Compute every completion of TRACE again, with MODEL and the engine's settings of then, and compare the tokens.
 
-    Ends with 1 when a completion differs, and says at which token.
+    Ends with 1 when a completion differs, and says at which token. An adapter is known by its content: the name may be
+    another than it was.
     """
-    llm = LLM(fetch(model), config=build(EngineConfig, engine_settings(trace)))
+    named = dict(named_folder(text) for text in adapters or ())
+    llm = LLM(fetch(model), config=build(EngineConfig, engine_settings(trace)), adapters=named)
     found = replay_trace(trace, llm)
     for one in found.differences[:MAX_SHOWN]:
         console.print(f"[red]line {one.line}[/red]: token {one.at} was {one.was}, now {one.is_now}")
     if found.num_skipped:
-        console.print(f"[yellow]{found.num_skipped:,} completions left out: they are of other weights[/yellow]")
+        console.print(
+            f"[yellow]{found.num_skipped:,} left out: of other weights or adapters, or with pictures[/yellow]"
+        )
     same = found.num_completions - len(found.differences)
     console.print(f"{same:,} of {found.num_completions:,} completions are the same, {found.num_tokens:,} tokens")
     if found.differences or not found.num_completions:

@@ -6,20 +6,13 @@ from typing import Annotated
 import typer
 
 from modelwright.base.errors import ConfigError
-from modelwright.cli.server import Plan, start_with
+from modelwright.cli.server import Plan, named_folder, start_with
 from modelwright.engine.engine import EngineConfig
 from modelwright.engine.speculative import SpeculationConfig
 from modelwright.models.hub import fetch
 from modelwright.models.sentence import encoder_kind
 from modelwright.serve.port import Address, check_port
-from modelwright.serve.served import ServeConfig
-
-
-def _named_folder(text: str) -> tuple[str, Path]:
-    name, sign, folder = text.partition("=")
-    if not (name and sign and folder):
-        raise ConfigError(f"--adapters is {text!r}; expected NAME=DIR, such as law=runs/law. Give both.")
-    return name, Path(folder)
+from modelwright.serve.served import Allowed, ServeConfig
 
 
 def serve(
@@ -39,12 +32,14 @@ def serve(
     draft: Annotated[str | None, typer.Option(help="A smaller model of the same tokens guesses; same answers.")] = None,
     kv_dtype: Annotated[str | None, typer.Option(help="Round keys and values in the cache: int8 or int4.")] = None,
     quantize: Annotated[str | None, typer.Option(help="Round the weights while loading: int8, int4 or nf4.")] = None,
+    tensor_parallel: Annotated[int, typer.Option(help="Processes that compute the model together.")] = 1,
     adapters: Annotated[list[str] | None, typer.Option(help="A LoRA adapter to serve: NAME=DIR; repeatable.")] = None,
     adapter_dir: Annotated[Path | None, typer.Option(help="Clients may load adapters from folders in it.")] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="Keys that may ask; make them with mw keys.")] = None,
     trace: Annotated[Path | None, typer.Option(help="Write every prompt and answer there, for mw replay.")] = None,
-    allow_origin: Annotated[
-        list[str] | None, typer.Option(help="Another site whose pages may ask: https://app.example.org; repeatable.")
+    allow_origin: Annotated[list[str] | None, typer.Option(help="Let pages of https://SITE ask; repeatable.")] = None,
+    allow_media_host: Annotated[
+        list[str] | None, typer.Option(help="Fetch pictures from HOST[:PORT]; repeatable.")
     ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain in PEM, for HTTPS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its key, where it stands in another file.")] = None,
@@ -62,23 +57,22 @@ def serve(
     check_port(host, port)
     config = ServeConfig(
         answer_mode="generated" if generate else "extractive",
-        adapters=tuple(_named_folder(text) for text in adapters or ()),
+        adapters=tuple(named_folder(text) for text in adapters or ()),
         adapter_dir=adapter_dir,
         api_key_file=api_key_file,
         state_dir=state_dir,
         trace_file=trace,
         otlp_endpoint=otlp,
-        allowed_origins=tuple(allow_origin or ()),
+        allowed=Allowed(origins=tuple(allow_origin or ()), media_hosts=tuple(allow_media_host or ())),
     )
     address = Address(host, port, tls_cert, tls_key)
     if speculate and draft is not None:
         raise ConfigError("--speculate and --draft are given together; one of them guesses. Leave one out.")
     guesses = SpeculationConfig("draft", draft=fetch(draft)) if draft is not None else SpeculationConfig()
-    speculation = guesses if speculate or draft is not None else None
-    settings = EngineConfig(speculation=speculation, quantize=quantize, kv_dtype=kv_dtype)
+    guess = guesses if speculate or draft is not None else None
+    settings = EngineConfig(speculation=guess, quantize=quantize, kv_dtype=kv_dtype, tensor_parallel=tensor_parallel)
     kind = encoder_kind(fetch(model)) if model is not None else None
     encoders = (model if kind == "encoder" else embedder, model if kind == "reranker" else reranker)
     model = model if kind is None else None
     called = name or Path(model or index or encoders[0] or encoders[1] or "modelwright").name
-    plan = Plan(config, model, index, called, embedder, settings, encoders)
-    start_with(engine, plan, address, replicas)
+    start_with(engine, Plan(config, model, index, called, embedder, settings, encoders), address, replicas)

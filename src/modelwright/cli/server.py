@@ -14,7 +14,7 @@ from modelwright.models.hub import fetch
 from modelwright.rag.embed import Embedder
 from modelwright.rag.index import Index
 from modelwright.rag.rerank import CrossEncoder
-from modelwright.serve.app import ServeConfig, create_app
+from modelwright.serve.app import Allowed, ServeConfig, create_app
 from modelwright.serve.app import serve as run_server
 from modelwright.serve.port import Address
 from modelwright.serve.vectors import Encoders
@@ -22,6 +22,14 @@ from modelwright.studio import PAGE
 
 if TYPE_CHECKING:
     from modelwright.serve.web import FastAPI
+
+
+def named_folder(text: str) -> tuple[str, Path]:
+    """Read an adapter's option, NAME=DIR."""
+    name, sign, folder = text.partition("=")
+    if not (name and sign and folder):
+        raise ConfigError(f"--adapters is {text!r}; expected NAME=DIR, such as law=runs/law. Give both.")
+    return name, Path(folder)
 
 
 def open_encoders(embedder: str | None, reranker: str | None) -> Encoders:
@@ -84,18 +92,21 @@ def start_with(engine: str, plan: Plan, address: Address, num_replicas: int) -> 
     if engine == "local":
         start(plan, address)
         return
-    if plan.config.trace_file is not None or plan.config.state_dir is not None:
-        raise ConfigError("--trace and --state-dir are kept by one process; leave them out with --engine ray.")
+    if plan.config.trace_file is not None:
+        raise ConfigError("--trace is written by one process; leave it out with --engine ray.")
     start_replicas(plan, num_replicas, address)
+
+
+def inside(config: ServeConfig) -> ServeConfig:
+    """Return how a replica is set up whose front is set up so: doors, keys and files are the front's."""
+    return replace(config, api_key_file=None, state_dir=None, allowed=Allowed(media_hosts=config.allowed.media_hosts))
 
 
 def start_replicas(plan: Plan, num_replicas: int, address: Address) -> None:
     """Serve the same thing from several processes on Ray until interrupted; SIGHUP replaces them one by one."""
     from modelwright.serve.replicas import ReplicaConfig, Replicas, create_front  # Ray is an optional extra
 
-    # The doors stand in the front alone: keys are checked and counted there.
-    inside = replace(plan, config=replace(plan.config, api_key_file=None, allowed_origins=(), allowed_hosts=()))
-    replicas = Replicas(inside, ReplicaConfig(num_replicas))
+    replicas = Replicas(replace(plan, config=inside(plan.config)), ReplicaConfig(num_replicas))
     console.print(f"starting {num_replicas} replicas on Ray")
     replicas.start()
     signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=replicas.restart, daemon=True).start())

@@ -8,8 +8,10 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from modelwright.base.errors import ConfigError
 from modelwright.base.progress import console
 from modelwright.evaluate.glitch import find_glitches
+from modelwright.evaluate.repeat import check_repeats
 from modelwright.models.weights import load_model
 from modelwright.ops.fixed_compute import ComputeConfig
 from modelwright.ops.make import read_texts
@@ -58,20 +60,31 @@ def compare(
 def audit(
     path: Annotated[Path, typer.Argument(help="A tokenizer, or a model folder with one.", metavar="TOKENIZER")],
     model: Annotated[Path | None, typer.Option(help="Model folder in which to look for glitch tokens.")] = None,
+    ask: Annotated[
+        str, typer.Option(help="Have the model repeat tokens: found (glitch tokens), all (of the vocabulary), none.")
+    ] = "found",
     as_json: AsJson = False,
 ) -> None:
     """Find tokens that no text gives, that are no characters, that say the same, or that a model never learned."""
+    if ask not in ("found", "all", "none"):
+        raise ConfigError(f"--ask is {ask!r}; known: found, all, none.")
     one = load_tokenizer(path)
     found = look_at(one)
-    glitches = None if model is None else find_glitches(load_model(model), one, known=found)
+    loaded = None if model is None else load_model(model)
+    glitches = None if loaded is None else find_glitches(loaded, one, known=found)
+    asked = None if ask == "all" else glitches.found if glitches and ask == "found" else []
+    repeats = check_repeats(loaded, one, asked) if loaded is not None and asked != [] else None
     if as_json:
-        print(json.dumps(asdict(found) | ({"glitches": asdict(glitches)} if glitches else {}), indent=2))
+        told = {"glitches": glitches, "repeats": repeats}
+        print(json.dumps(asdict(found) | {name: asdict(some) for name, some in told.items() if some}, indent=2))
         return
     console.print(f"[bold]{path}[/bold]  {found.vocab_size:,} tokens")
     doubled = [index for group in found.duplicates for index in group]
     named = {"unreachable": found.unreachable, "no UTF-8": found.invalid_utf8, "duplicates": doubled}
     if glitches is not None:
         named["glitch tokens"] = glitches.found
+    if repeats is not None and repeats.failed is not None:
+        named["cannot be repeated"] = repeats.failed
     for name, ids in named.items():
         shown = ", ".join(f"{index} {one.token_bytes(index)!r}" for index in ids[:_SHOWN_IDS])
         console.print(f"{name}: {len(ids):,}  {shown}", markup=False)
@@ -79,4 +92,9 @@ def audit(
         console.print(
             f"  the rows of tokens that are unused for certain do not agree ({glitches.agreement:.2f}), so the model "
             "shows no sign of glitch tokens: it is untrained, or all its tokens were trained"
+        )
+    if repeats is not None and repeats.failed is None:
+        console.print(
+            f"  the model does not repeat ordinary tokens either (probability {repeats.copied:.4f}), so asking it for "
+            "single ones tells nothing"
         )

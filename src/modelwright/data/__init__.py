@@ -20,6 +20,7 @@ PARSERS = {
 TABLES = {
     ".arrow": "modelwright.data.tables:read_arrow_rows",
     ".csv": "modelwright.data.tables:read_csv_rows",
+    ".json": "modelwright.data.json_array:read_json_rows",
     ".jsonl": "modelwright.data.tables:read_jsonl_rows",
     ".ndjson": "modelwright.data.tables:read_jsonl_rows",
     ".parquet": "modelwright.data.tables:read_parquet_rows",
@@ -63,6 +64,7 @@ STEPS: dict[str, str] = {
     "exact_duplicates": "modelwright.data.dedup:ExactDuplicates",
     "near_duplicates": "modelwright.data.dedup:NearDuplicates",
     "repeated_pieces": "modelwright.data.dedup:RepeatedPieces",
+    "repeated_sentences": "modelwright.data.sentences:RepeatedSentences",
     "repeated_passages": "modelwright.data.substring:RepeatedPassages",
     "decontaminate": "modelwright.data.decontaminate:Decontaminate",
 }

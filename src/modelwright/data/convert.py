@@ -24,6 +24,7 @@ from modelwright.base.registry import lookup
 from modelwright.data import FORMATS
 from modelwright.data.conversation import Conversation, Row, difference
 from modelwright.data.formats import ChatFormat
+from modelwright.data.json_array import array_values
 
 LAYOUT = "layout"
 MAX_ITEM_CHARS = 64_000_000  # a longer line is no conversation; it is passed over without being kept in memory
@@ -158,47 +159,9 @@ def _checked(row: Any, text: str, where: str) -> Item:
 
 
 def _array_items(handle: IO[str], head: str, path: Path, max_chars: int) -> Iterator[Item]:
-    """Decode the array's entries one by one from a window of the text; its lines are counted as they pass."""
-    decoder, window = json.JSONDecoder(), head.lstrip("\ufeff")
-    at, line, number, wanted = window.index("[") + 1, 1, 0, 0
-    while True:
-        at = _skip(window, at)
-        if at < len(window) and len(window) >= wanted:
-            if window[at] == "]":
-                return
-            where = f"{path}, item {number + 1} (line {line + window.count(chr(10), 0, at)})"
-            try:
-                row, end = decoder.raw_decode(window, at)
-            except RecursionError:
-                yield Item(where, None, "nested too deeply to be a conversation; the rest is not read")
-                return
-            except json.JSONDecodeError as error:
-                problem = f"not valid JSON ({error.msg}); the rest of the array is not read"
-            else:
-                number += 1
-                yield _checked(row, window[at:end], where)
-                line += window.count("\n", 0, end)
-                window, at = window[end:], 0
-                continue
-        elif at >= len(window):
-            where, problem = f"{path}, item {number + 1}", "the array does not end; the file was cut off"
-        piece = handle.read(_PIECE_CHARS)
-        if not piece or len(window) > max_chars:
-            yield Item(
-                where, None, problem if not piece else f"longer than {max_chars:,} characters; the rest is not read"
-            )
-            return
-        wanted = len(window) + min(len(window), max_chars)  # an entry of many pieces is tried anew each doubling
-        while piece and len(window) < wanted:
-            window += piece
-            piece = handle.read(_PIECE_CHARS) if len(window) < wanted else ""
-        wanted = 0
-
-
-def _skip(text: str, at: int) -> int:
-    while at < len(text) and text[at] in " \t\r\n,":
-        at += 1
-    return at
+    for found in array_values(handle, head, max_chars):
+        where = f"{path}, {found.where}"
+        yield Item(where, None, found.reason) if found.reason else _checked(found.value, found.text, where)
 
 
 def read_conversation(row: Mapping[str, Any], format_name: str, where: str = "the row") -> Conversation:

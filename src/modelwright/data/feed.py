@@ -163,6 +163,13 @@ class Feed:
         future, self._state = self._fetching.popleft()
         return future.result()
 
+    def skip_batch(self) -> None:
+        """Move on past a batch that another rank takes, without making it where none is fetched ahead."""
+        if self._pool is None:
+            self._state = self._next_picks(self._state)[1]
+        else:
+            self.next_batch()
+
     def _next_picks(self, state: State) -> tuple[Picks, State]:
         picks, state = self._sequencer.advance(state, self.batch_size * self.num_ranks)
         return picks[self.rank * self.batch_size : (self.rank + 1) * self.batch_size], state

@@ -9,17 +9,21 @@
 
 A value that equals a bound of Gopher's is kept; FineWeb's bounds say "at most 0.12 goes", so there it goes. Words are
 what stands between blanks, as in the papers: for scripts without blanks between words these rules do not fit. Not
-done: C4's word list of obscenities (`C4Page` takes any list), its removal of repeated three-sentence spans.
+done: a list of obscenities (`C4Page` takes yours; such lists also remove harmless pages about people, Dodge et al.
+2021). C4's removal of repeated three-sentence spans is `modelwright.data.sentences.RepeatedSentences`.
 """
 
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from modelwright.base.errors import ConfigError
 from modelwright.base.types import Document
 
 Places = npt.NDArray[np.int64]
@@ -30,7 +34,7 @@ _ELLIPSES = ("...", "\u2026")
 _TERMINAL = (".", "!", "?", '"', "\u201d", "\u3002", "\uff01", "\uff1f", "\u2026")
 _LONGEST_TOP = 4  # words; of longer n-grams all repetitions count
 _PARAGRAPH = re.compile(r"\n[ \t]*\n")
-_SENTENCE_END = re.compile(r"[.!?\u3002\uff01\uff1f]+[\"'\u201d\u2019)\]]*(?=\s|$)|[\u3002\uff01\uff1f]")
+SENTENCE_END = re.compile(r"[.!?\u3002\uff01\uff1f]+[\"'\u201d\u2019)\]]*(?=\s|$)|[\u3002\uff01\uff1f]")
 
 
 def _filled_lines(text: str) -> list[str]:
@@ -186,7 +190,8 @@ class C4Page:
 
     min_sentences: int = 3
     forbidden: tuple[str, ...] = ("lorem ipsum", "{")  # in any case of letters; a brace marks program text
-    bad_words: tuple[str, ...] = ()  # one of these as a word removes the page; C4 took a public list of obscenities
+    bad_words: tuple[str, ...] = ()  # words or phrases of yours; a page that holds one goes. None are built in
+    bad_words_file: Path | None = None  # more of them, one a line; lines that begin with "#" are left out
 
     def reason(self, document: Document) -> str:
         """Say which rule the page breaks first; empty if none."""
@@ -195,14 +200,34 @@ class C4Page:
             at = lowered.find(piece)
             if at >= 0:
                 return f"holds {piece!r} at character {at}"
-        count = sum(1 for _ in _SENTENCE_END.finditer(document.text))
+        count = sum(1 for _ in SENTENCE_END.finditer(document.text))
         if count < self.min_sentences:
             return f"{count} sentences, at least {self.min_sentences}"
-        if self.bad_words:
-            found = set(self.bad_words) & {word.strip(".,;:!?\"'()") for word in lowered.split()}
-            if found:
-                return f"holds {len(found)} of the words that are not wanted"
+        pattern = _bad_word_pattern(self.bad_words, self.bad_words_file)
+        if pattern is not None:
+            num_found = len(set(pattern.findall(lowered)))
+            if num_found:
+                return f"holds {num_found} of the words that are not wanted"
         return ""
+
+
+@lru_cache(maxsize=8)
+def _bad_word_pattern(words: tuple[str, ...], file: Path | None) -> re.Pattern[str] | None:
+    """Return what finds the words where no letter or digit stands beside them; None for no words."""
+    lines: list[str] = []
+    if file is not None:
+        try:
+            lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"bad_words_file {file} cannot be read ({type(error).__name__}). Give a text file, a word a line."
+            ) from error
+    wanted = {" ".join(word.lower().split()) for word in (*words, *(x for x in lines if not x.startswith("#")))} - {""}
+    if not wanted:
+        return None
+    longest_first = sorted(wanted, key=lambda word: (-len(word), word))
+    pieces = (r"\s+".join(map(re.escape, word.split())) for word in longest_first)
+    return re.compile(rf"(?<!\w)(?:{'|'.join(pieces)})(?!\w)")
 
 
 @dataclass(frozen=True)

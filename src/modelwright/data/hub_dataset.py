@@ -19,7 +19,8 @@ from modelwright.base import env
 from modelwright.base.errors import DataError
 from modelwright.data.archive import suffix_of
 
-SUFFIXES = (".parquet", ".arrow", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt")
+_ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # about the data, not data
+SUFFIXES = (".parquet", ".arrow", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
 _PACKED = (".gz", ".bz2", ".xz", ".zst")
 # The hub's words for a split; a word counts between any two marks, as in data/train-00000-of-00002.parquet.
 _SPLIT_WORDS = {
@@ -114,7 +115,8 @@ def _data_files(root: Path) -> list[str]:
             bare = bare[: -len(suffix_of(bare))]
         is_hidden = any(part.startswith((".", "_")) for part in PurePosixPath(name).parts)
         # The hub's cache keeps links to its own blobs, so a link counts here; a folder of copies is the user's own.
-        if suffix_of(bare) in SUFFIXES and not is_hidden and path.is_file():
+        is_about = bare.rpartition("/")[2] in _ABOUT
+        if suffix_of(bare) in SUFFIXES and not is_hidden and not is_about and path.is_file():
             found.append(name)
     return found
 

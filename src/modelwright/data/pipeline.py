@@ -1,5 +1,6 @@
 """From documents as read to documents to learn from: clean, redact, filter, remove duplicates, split.
 
+The stages are steps that a pipeline file can name too (`data.step`), run in memory over the documents of one folder.
 Every stage is counted in a funnel and every removed document is kept with its reason (its text redacted, like
 everything that is written here). The split goes by a hash of each document's id: a document stays on its side when
 others are added or removed.
@@ -17,11 +18,12 @@ from modelwright.base.errors import ConfigError, DataError
 from modelwright.base.files import write_json, write_jsonl
 from modelwright.base.progress import Bar, bar, human_bytes
 from modelwright.base.types import Document
-from modelwright.data.clean import clean_text, reject_reason
-from modelwright.data.dedup import drop_repeated_paragraphs, exact_duplicates, near_duplicates
+from modelwright.data.clean import Clean, Readable
+from modelwright.data.dedup import ExactDuplicates, NearDuplicates, RepeatedPieces
 from modelwright.data.read import document_row, load_documents
-from modelwright.data.scrub import KINDS, redact
+from modelwright.data.scrub import KINDS, Scrub, redact
 from modelwright.data.shards import find_shards, read_shards
+from modelwright.data.step import Removal, decide_all, run_step
 
 TRAIN, VALIDATION = "train.jsonl", "validation.jsonl"
 REMOVED, REDACTED, FUNNEL = "removed.jsonl", "redacted.jsonl", "funnel.json"
@@ -140,68 +142,64 @@ class _Run:
         row = FunnelRow(name, num_in, bytes_in, num_in - num_out, num_out, num_bytes(self.documents), note)
         self.funnel.append(row)
 
-    def _remove(self, stage: str, reasons: dict[int, str]) -> None:
-        for index, reason in reasons.items():
-            document = self.documents[index]
-            # Redacted here as well: a text removed before the redaction must not carry a secret into the report.
-            self.removed.append(Removed(document.id, stage, reason, redact(document.text)[0]))
-        self.documents = [d for index, d in enumerate(self.documents) if index not in reasons]
+    def _take(self, stage: str, results: Sequence[Document | Removal]) -> None:
+        """Go on with what a step has left of the documents, and note what it removed."""
+        for document, result in zip(self.documents, results, strict=True):
+            if isinstance(result, Removal):
+                self._note(document.id, stage, result.reason, document.text)
+        self.documents = [result for result in results if isinstance(result, Document)]
+
+    def _note(self, name: str, stage: str, reason: str, text: str) -> None:
+        # Redacted here as well: a text removed before the redaction must not carry a secret into the report.
+        self.removed.append(Removed(name, stage, reason, redact(text)[0]))
 
     def clean(self) -> str:
         before = [document.text for document in self.documents]
-        self.documents = [replace(d, text=clean_text(d.text)) for d in self.documents]
+        self._take("clean", run_step(Clean(), self.documents))
         num_changed = sum(a != d.text for a, d in zip(before, self.documents, strict=True))
         return f"{num_changed} changed"
 
     def redact(self) -> str:
-        documents = []
+        scrub = Scrub(kinds=self.config.redact)
+        results = []
         for document in self.documents:
-            text, findings = redact(document.text, self.config.redact)
-            documents.append(replace(document, text=text) if findings else document)
+            changed, findings = scrub.change_and_tell(document)
+            results.append(changed)
             self.redactions.extend(Redaction(document.id, f.start, f.end, f.kind) for f in findings)
-        self.documents = documents
+        self._take("redact", results)
         counts = Counter(redaction.kind for redaction in self.redactions)
         return ", ".join(f"{counts[kind]} {kind}" for kind in self.config.redact)
 
     def filter(self) -> str:
         c = self.config
-        found = {
-            index: reject_reason(document.text, c.min_chars, c.max_word_chars, c.min_alnum_fraction)
-            for index, document in enumerate(self.documents)
-        }
-        self._remove("filter", {index: reason for index, reason in found.items() if reason})
+        self._take("filter", run_step(Readable(c.min_chars, c.max_word_chars, c.min_alnum_fraction), self.documents))
         return ""
 
     def drop_copies(self) -> str:
-        found = exact_duplicates([document.text for document in self.documents])
-        self._remove("exact duplicates", {d.index: f"same as {self.documents[d.of].id}" for d in found})
+        self._take("exact duplicates", run_step(ExactDuplicates(), self.documents))
         return ""
 
     def drop_near_copies(self) -> str:
         threshold = self.config.near_duplicate_similarity
         if threshold is None:
             return "off"
-        found = {}
-        for duplicate in near_duplicates([document.text for document in self.documents], threshold):
-            if duplicate is not None:
-                kept = self.documents[duplicate.of].id
-                found[duplicate.index] = f"{duplicate.similarity:.0%} the same as {kept}"
-        self._remove("near duplicates", found)
+        self._take("near duplicates", run_step(NearDuplicates(threshold), self.documents))
         return ""
 
     def drop_paragraphs(self) -> str:
         min_chars = self.config.min_paragraph_chars
         if min_chars is None:
             return "off"
-        stage, ids = "repeated paragraphs", [document.id for document in self.documents]
-        texts, repeated = drop_repeated_paragraphs([document.text for document in self.documents], min_chars)
-        self.removed += [
-            Removed(ids[r.index], stage, f"paragraph stands in {ids[r.of]}", redact(r.text)[0]) for r in repeated
-        ]
-        self.documents = [replace(d, text=text) for d, text in zip(self.documents, texts, strict=True)]
-        emptied = {i: "every paragraph stands in an earlier document" for i, t in enumerate(texts) if not t.strip()}
-        self._remove(stage, emptied)
-        return f"{len(repeated)} paragraphs"
+        stage, step, num_taken = "repeated paragraphs", RepeatedPieces("paragraph", min_chars), 0
+        results: list[Document | Removal] = list(self.documents)
+        for place, decision in decide_all(step, self.documents).items():
+            document = self.documents[place]
+            for text, source in step.taken(document, decision):
+                self._note(document.id, stage, f"paragraph stands in {source}", text)
+                num_taken += 1
+            results[place] = step.apply(document, decision)
+        self._take(stage, results)
+        return f"{num_taken} paragraphs"
 
 
 def num_bytes(documents: Sequence[Document]) -> int:

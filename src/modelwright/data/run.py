@@ -33,7 +33,7 @@ from modelwright.data.pipeline import place_of
 from modelwright.data.plan import Pass, PipelineConfig, SourceConfig, make_key, plan_passes, step_key
 from modelwright.data.report import Funnel, write_page
 from modelwright.data.shards import Bundle, Slice, Unit, encode_row, write_shards
-from modelwright.data.step import CorpusStep
+from modelwright.data.step import CorpusStep, name_uniquely
 from modelwright.data.work import READ, Job, Outcome, Tally, Task, as_row, explain, from_row
 from modelwright.data.workers import Engine, LocalEngine, finish_tasks
 
@@ -345,23 +345,20 @@ def _own_slice(path: Path, num_rows: int, source: int) -> Slice:
 
 
 def _signatures(pieces: Sequence[Slice]) -> Iterator[tuple[int, int, str, Any]]:
-    """Yield (piece, row, name, signature) in the order of the documents.
+    """Yield (piece, row, name, signature) in the order of the documents; the names are ids made unique."""
+    held: list[Any] = []  # the one entry whose name is being made
 
-    The name is the document's id; where two have the same, the later ones get a number behind it, so that a decision
-    is about one of them.
-    """
-    seen: set[int] = set()
-    times: dict[str, int] = {}
-    for number, piece in enumerate(pieces):
-        with open(Path(piece.path).with_suffix(".signs"), "rb") as handle:
-            for row in range(len(piece)):
-                name, signature = pickle.load(handle)
-                unique = name
-                while hash(unique) in seen:
-                    times[name] = times.get(name, 1) + 1
-                    unique = f"{name}#{times[name]}"
-                seen.add(hash(unique))
-                yield number, row, unique, signature
+    def ids() -> Iterator[str]:
+        for number, piece in enumerate(pieces):
+            with open(Path(piece.path).with_suffix(".signs"), "rb") as handle:
+                for row in range(len(piece)):
+                    name, signature = pickle.load(handle)
+                    held[:] = number, row, signature
+                    yield name
+
+    for unique in name_uniquely(ids()):
+        number, row, signature = held
+        yield number, row, unique, signature
 
 
 def _write_decisions(folder: Path, pieces: Sequence[Slice], decisions: Any) -> list[int]:

@@ -7,6 +7,7 @@ counts, never a value; spans point into the text as it was before.
 """
 
 import html
+import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from modelwright.base import env
 from modelwright.base.errors import ConfigError, DataError
 from modelwright.base.files import atomic_file
 from modelwright.base.types import Document
+from modelwright.data.json_array import array_values, first_piece, open_array
 from modelwright.data.personal_data import ALL, KINDS, TAGGED, TYPES, Finding, find_patterns, without_overlaps
 from modelwright.data.pseudonyms import Pseudonyms
 from modelwright.data.tagger import load_tagger
@@ -82,12 +84,21 @@ class Scrub:
             raise ConfigError(f"kinds holds {unknown[0]!r}; known: {', '.join(TYPES)}. Use some of these.")
         if self.mode not in ("mask", "pseudonym", "remove"):
             raise ConfigError(f"mode is {self.mode!r}; known: mask, pseudonym, remove. Use one of these.")
+        if self.secret_file and self.mode != "pseudonym":
+            raise ConfigError(
+                f"secret_file is given and mode is {self.mode!r}; only pseudonyms take a secret. Leave one of them out."
+            )
 
     def change(self, document: Document) -> Document:
         """Return the document without personal data; its id stays as it is."""
+        return self.change_and_tell(document)[0]
+
+    def change_and_tell(self, document: Document) -> tuple[Document, list[Finding]]:
+        """Return the document without personal data, and what was found where in its text."""
+        text, findings = self.scrub_text(document.text)
         metadata = {key: self._scrub_value(value) for key, value in document.metadata.items()}
         title = self.scrub_text(document.title)[0]
-        return replace(document, text=self.scrub_text(document.text)[0], title=title, metadata=metadata)
+        return replace(document, text=text, title=title, metadata=metadata), findings
 
     def scrub_text(self, text: str) -> tuple[str, list[Finding]]:
         """Return the text to go on with, and what was found where in the text as it was."""
@@ -146,7 +157,7 @@ def scrub_jsonl(
     """Scrub a file of JSON objects with ``id`` and ``text``, one a line; every other string is scrubbed as well.
 
     Args:
-        source: Read line by line; memory is bounded by the longest line.
+        source: Read line by line; memory is bounded by the longest line. A ``.json`` file may be one array of objects.
         out: The same rows without personal data. An id that is personal itself becomes ``line-N``.
         report: Where to write spans (``start``, ``end``, ``type``; ``field`` when not of the text) and counts, without
             values: ``.jsonl`` one document a line, ``.html`` the counts as a page, else one JSON object. None: nowhere.
@@ -193,28 +204,40 @@ def _scrub_row(row: dict[str, Any], number: int, settings: Scrub) -> tuple[dict[
 
 
 def _read_rows(source: Path, result: ScrubResult, is_strict: bool) -> Iterator[tuple[int, dict[str, Any]]]:
+    is_array = source.suffix.lower() == ".json"
     with open(source, "rb") as handle:
-        for number, line in enumerate(_lines(handle), start=1):
-            reason = ""
-            row: Any = None
-            if line is None:
-                reason = f"longer than {MAX_LINE_BYTES >> 20} MB; split the document"
-            elif not line.strip():
-                continue
-            else:
-                try:
-                    row = json.loads(line)
-                except (ValueError, RecursionError) as error:  # the text of these may quote the line: only their kind
-                    reason = f"not valid JSON ({type(error).__name__}); mend or remove the line"
-                else:
-                    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-                        reason = "no object with a string 'text'; add the field"
+        for number, row, reason in (_array_rows if is_array else _line_rows)(handle):
+            if not reason and (not isinstance(row, dict) or not isinstance(row.get("text"), str)):
+                reason = "no object with a string 'text'; add the field"
             if not reason:
                 yield number, row
             elif is_strict:
-                raise DataError(f"{source}, line {number}: {reason}.")
+                raise DataError(f"{source}, {'item' if is_array else 'line'} {number}: {reason}.")
             else:
                 result.failures.append((number, reason))
+
+
+def _line_rows(handle: IO[bytes]) -> Iterator[tuple[int, Any, str]]:
+    """Yield (number of the line, what it holds, why it cannot be read); reasons quote nothing of it."""
+    for number, line in enumerate(_lines(handle), start=1):
+        if line is None:
+            yield number, None, f"longer than {MAX_LINE_BYTES >> 20} MB; split the document"
+        elif line.strip():
+            try:
+                yield number, json.loads(line), ""
+            except (ValueError, RecursionError) as error:  # the text of these may quote the line: only their kind
+                yield number, None, f"not valid JSON ({type(error).__name__}); mend or remove the line"
+
+
+def _array_rows(handle: IO[bytes]) -> Iterator[tuple[int, Any, str]]:
+    """Yield the same of the values of one JSON array, or of an object a line where the file is none."""
+    whole, text = open_array(handle)  # type: ignore[arg-type]
+    if text is None:
+        yield from _line_rows(io.BufferedReader(whole))  # type: ignore[type-var]
+        return
+    for found in array_values(text, first_piece(text), MAX_LINE_BYTES):
+        is_text = not any("\udc80" <= char <= "\udcff" for char in found.text if char >= "\udc80")
+        yield found.number, found.value, found.reason or ("" if is_text else "not valid UTF-8; save the file as UTF-8")
 
 
 def _lines(handle: IO[bytes]) -> Iterator[bytes | None]:

@@ -220,8 +220,13 @@ def import_pyarrow() -> tuple[Any, Any]:
 
 
 def find_shards(folder: Path, part: str) -> list[Path]:
-    """Return the files of one part of a data set in their order: ``train.jsonl``, or ``train-00000.jsonl`` and on."""
+    """Return the files of one part of a data set in their order: ``train.jsonl``, or ``train-00000.jsonl`` and on.
+
+    A file stands for itself.
+    """
     folder = Path(folder)
+    if folder.is_file():
+        return [folder]
     for suffix in SUFFIXES:
         single = folder / f"{part}.{suffix}"
         found = [single] if single.is_file() else sorted(folder.glob(f"{part}-[0-9]*.{suffix}"))
@@ -236,9 +241,37 @@ def read_shards(folder: Path, part: str = "train") -> Iterator[Document]:
     Raises:
         DataError: A line is damaged.
     """
+    for path, _, row in read_rows(folder, part):
+        yield row_document(row, str(path))
+
+
+def read_texts(folder: Path, part: str = "train") -> Iterator[str]:
+    """Yield the texts of one part of a data set, or of a file; nothing but the texts is asked of the rows.
+
+    Raises:
+        DataError: The folder holds no such part, or a row has no text.
+    """
+    if not find_shards(folder, part):
+        raise DataError(
+            f"{folder} holds no {part}.jsonl and no shards of it. Give a data set that mw data or mw data run made, "
+            'or any folder with such a file of {"text": ...} lines.'
+        )
+    for path, number, row in read_rows(folder, part):
+        if not isinstance(row.get("text"), str):
+            raise DataError(f"{path}, entry {number}: text is {row.get('text')!r:.60}; expected a text.")
+        yield row["text"]
+
+
+def read_rows(folder: Path, part: str = "train") -> Iterator[tuple[Path, int, dict[str, Any]]]:
+    """Yield (file, number of the row in it counted from 1, row) of one part of a data set.
+
+    Raises:
+        DataError: A line is damaged.
+    """
     for path in find_shards(folder, part):
-        for row in _read_parquet(path) if path.suffix == ".parquet" else read_jsonl(path):
-            yield row_document(row, str(path))
+        rows = _read_parquet(path) if path.suffix == ".parquet" else read_jsonl(path)
+        for number, row in enumerate(rows, start=1):
+            yield path, number, row
 
 
 def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:

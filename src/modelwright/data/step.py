@@ -11,7 +11,7 @@ pickled to a worker process or a Ray actor. It has one of three shapes:
 No step may depend on the order, number or identity of the workers: the same documents give the same output bytes.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -63,3 +63,40 @@ class CorpusStep(Protocol):
 
 
 Step = Filter | Mapper | CorpusStep
+
+
+def run_step(step: Step, documents: Sequence[Document]) -> list[Document | Removal]:
+    """Run one step over documents in memory, as a pipeline does over files; what goes becomes a `Removal`."""
+    if isinstance(step, Filter):
+        return [Removal(why) if (why := step.reason(document)) else document for document in documents]
+    if isinstance(step, Mapper):
+        return [step.change(document) for document in documents]
+    decisions = decide_all(step, documents)
+    return [step.apply(d, decisions[i]) if i in decisions else d for i, d in enumerate(documents)]
+
+
+def decide_all(step: CorpusStep, documents: Sequence[Document]) -> dict[int, Any]:
+    """Return what a step that compares documents decides, by the places of the documents that it is about."""
+    # Some steps sign many texts at once much faster than one by one.
+    sign_all = getattr(step, "sign_all", None)
+    signatures = sign_all(documents) if sign_all is not None else map(step.sign, documents)
+    names = list(name_uniquely(document.id for document in documents))
+    decisions = step.decide(zip(names, signatures, strict=True))
+    return {place: decisions[name] for place, name in enumerate(names) if name in decisions}
+
+
+def name_uniquely(ids: Iterable[str]) -> Iterator[str]:
+    """Yield ids; of those that are equal the later ones get a number behind, so that a decision is about one of them.
+
+    >>> list(name_uniquely(["a", "b", "a", "a"]))
+    ['a', 'b', 'a#2', 'a#3']
+    """
+    seen: set[int] = set()
+    times: dict[str, int] = {}
+    for name in ids:
+        unique = name
+        while hash(unique) in seen:
+            times[name] = times.get(name, 1) + 1
+            unique = f"{name}#{times[name]}"
+        seen.add(hash(unique))
+        yield unique

@@ -11,6 +11,7 @@ fit, so that few are cut at all. Source of the latter: Ding et al. 2024, arXiv:2
 """
 
 import bisect
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +26,7 @@ from modelwright.data.pack import IGNORED, Rows, best_fit
 from modelwright.tokenizer.bpe import Tokenizer
 
 INDEX = "shards.json"
+DIFFICULTIES = "difficulties.npy"  # one float64 a document, where they were given
 SHARD_TOKENS = 50_000_000  # 100 MB of two bytes each
 _BATCH_TEXTS = 512
 
@@ -38,6 +40,7 @@ def write_token_shards(
     *,
     shard_tokens: int = SHARD_TOKENS,
     parents: Sequence[Path] = (),
+    difficulties: Iterable[float] | None = None,
 ) -> int:
     """Encode texts into a folder of shards and return the number of tokens.
 
@@ -47,6 +50,7 @@ def write_token_shards(
         folder: The artifact to make; a killed run leaves nothing.
         shard_tokens: A shard is closed when it holds at least so many.
         parents: Artifacts that the texts come from.
+        difficulties: One number for each text, kept beside the tokens for a curriculum; None: none is kept.
 
     Raises:
         DataError: There is no text.
@@ -67,7 +71,8 @@ def write_token_shards(
             shards.append({"num_tokens": size, "num_documents": len(starts)})
             pieces, starts, size = [], [], 0
 
-        for batch in _batches(texts):
+        numbers = array("d")
+        for batch in _batches(texts if difficulties is None else _note(texts, difficulties, numbers)):
             for ids in tokenizer.encode_batch(batch, add_special_tokens=False):
                 starts.append(size)
                 pieces.append(np.array([tokenizer.eos_id, *ids], dtype=dtype))
@@ -80,9 +85,19 @@ def write_token_shards(
             raise DataError(f"There is no text to write token shards to {folder} from. Check the data set.")
         index = {"dtype": np.dtype(dtype).name, "separator_id": tokenizer.eos_id, "shards": shards, **settings}
         write_json(work / INDEX, index)
+        if difficulties is not None:
+            np.save(work / DIFFICULTIES, np.array(numbers))
         measured["num_tokens"] = sum(shard["num_tokens"] for shard in shards)
         measured["num_documents"] = sum(shard["num_documents"] for shard in shards)
     return int(measured["num_tokens"])
+
+
+def _note(texts: Iterable[str], difficulties: Iterable[float], numbers: "array[float]") -> Iterator[str]:
+    """Yield the texts that are not empty, and keep the numbers of those."""
+    for text, difficulty in zip(texts, difficulties, strict=True):
+        if text:
+            numbers.append(difficulty)
+            yield text
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -158,6 +173,25 @@ class TokenShards:
         files = (self.folder / f"starts-{number:05d}.npy" for number in range(len(self._ends)))
         return np.concatenate([np.load(file) + first for file, first in zip(files, before, strict=True)])
 
+    def difficulties(self) -> npt.NDArray[np.float64]:
+        """Return the number kept for each document, (documents,).
+
+        Raises:
+            DataError: None were kept.
+        """
+        file = self.folder / DIFFICULTIES
+        if not file.is_file():
+            raise DataError(
+                f"{self.folder} keeps no difficulties of its documents: it has no {DIFFICULTIES}. Make the shards "
+                "again with mw shards --difficulty FIELD, or order them by length or perplexity."
+            )
+        found: npt.NDArray[np.float64] = np.load(file, allow_pickle=False)
+        return found
+
+    def lengths(self) -> Ids:
+        """Return the number of tokens of each document, with its separator, (documents,)."""
+        return np.diff(self.starts(), append=self.num_tokens)
+
 
 class StreamRows:
     """The stream cut every T tokens; every token but the first is predicted exactly once an epoch, the tail left out.
@@ -196,17 +230,24 @@ class PackedRows:
     Args:
         shards: The tokens.
         row_len: T; a longer document is cut every T tokens.
+        groups: Number of the group of each document, (documents,); a row holds documents of one group. None: of all.
     """
 
-    def __init__(self, shards: TokenShards, row_len: int):
+    def __init__(self, shards: TokenShards, row_len: int, groups: npt.NDArray[np.int64] | None = None):
         self._shards, self._row_len = shards, row_len
         starts = shards.starts()
+        ends = [*starts[1:].tolist(), shards.num_tokens]
         pieces = [
-            (begin, min(row_len, end - begin))
-            for start, end in zip(starts.tolist(), [*starts[1:].tolist(), shards.num_tokens], strict=True)
+            (begin, min(row_len, end - begin), number)
+            for number, (start, end) in enumerate(zip(starts.tolist(), ends, strict=True))
             for begin in range(start, end, row_len)
         ]
-        self._rows = [[pieces[i] for i in row] for row in best_fit([length for _, length in pieces], row_len)]
+        owners = np.array([number for _, _, number in pieces], dtype=np.int64)
+        kinds = np.zeros(len(pieces), dtype=np.int64) if groups is None else groups[owners]
+        self._rows: list[list[tuple[int, int, int]]] = []
+        for kind in np.unique(kinds):
+            members = [pieces[i] for i in np.flatnonzero(kinds == kind)]
+            self._rows += [[members[i] for i in row] for row in best_fit([piece[1] for piece in members], row_len)]
         self.num_pieces, self.num_documents = len(pieces), len(starts)
         self.used_fraction = shards.num_tokens / (len(self._rows) * row_len)  # the rest is padding
 
@@ -221,10 +262,19 @@ class PackedRows:
         documents = np.full(shape, -1, dtype=np.int32)
         for row, index in enumerate(indices):
             at = 0
-            for number, (begin, length) in enumerate(self._rows[int(index)]):
+            for number, (begin, length, _) in enumerate(self._rows[int(index)]):
                 tokens = self._shards.read(begin, length + 1)
                 inputs[row, at : at + length] = tokens[:-1]
                 labels[row, at : at + length] = tokens[1:]
                 documents[row, at : at + length] = number
                 at += length
         return Rows(inputs, labels, documents)
+
+    def mean_over_rows(self, numbers: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return the mean of a number of each document over the tokens of each row: (documents,) gives (rows,)."""
+        return np.array(
+            [
+                np.average([numbers[i] for _, _, i in row], weights=[length for _, length, _ in row])
+                for row in self._rows
+            ]
+        )

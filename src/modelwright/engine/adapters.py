@@ -62,9 +62,11 @@ class Adapters:
     Args:
         model: What they were made for.
         max_bytes: Memory for their weights.
+        why_not: Why there can be none; None: there can.
     """
 
-    def __init__(self, model: nn.Module, max_bytes: int | None = None):
+    def __init__(self, model: nn.Module, max_bytes: int | None = None, why_not: str | None = None):
+        self._why_not = why_not
         self.max_bytes = DEFAULT_ADAPTER_BYTES if max_bytes is None else max_bytes
         self._model = model
         parameter = next(p for p in model.parameters() if p.is_floating_point())
@@ -99,11 +101,14 @@ class Adapters:
         """Read an adapter and serve it under a name; a name that is there gets the new content.
 
         Raises:
-            ConfigError: The name is empty, too long, or holds something else than letters, digits and ``-_.:/``.
+            ConfigError: The name is empty, too long, or holds something else than letters, digits and ``-_.:/``; or
+                this engine computes none.
             CheckpointError: The folder holds no adapter for this model; the message names the tensor.
             CapacityError: There is no room beside the adapters in use.
         """
         check_name(name)
+        if self._why_not is not None:
+            raise ConfigError(f"The adapter {name!r} cannot be loaded: {self._why_not}. Merge it into the model.")
         folder = Path(folder)
         made = Adapter(name, content_hash(folder), self._read(folder))
         with self._lock:

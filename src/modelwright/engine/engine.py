@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +20,27 @@ from modelwright.base.logs import get_logger
 from modelwright.base.types import Delta, FinishReason, SamplingParams
 from modelwright.engine.adapters import Adapters
 from modelwright.engine.beam import check_beams
+from modelwright.engine.forced import ForcedProposer
 from modelwright.engine.grammar import FORMS, Grammar, GrammarCompiler
 from modelwright.engine.kv_cache import BlockPool
 from modelwright.engine.kv_store import KV_DTYPES
 from modelwright.engine.pace import Pace
-from modelwright.engine.prepare import BITS, DTYPES, KERNELS, Steps, prepare_model
+from modelwright.engine.prepare import BITS, DTYPES, KERNELS, Steps, load_whole, prepare_model
 from modelwright.engine.proposers import make_proposer
 from modelwright.engine.recurrent import is_recurrent, refuse_recurrent
 from modelwright.engine.request import Piece, Request, make_request
-from modelwright.engine.runner import Runner
-from modelwright.engine.sampler import Draw, Drawn, one_thread, sample
+from modelwright.engine.sampler import Draw, Drawn, one_thread, sample, top_logprobs
 from modelwright.engine.scheduler import Chunk, Scheduler
-from modelwright.engine.speculative import SpeculationConfig
+from modelwright.engine.sight import Picture, Sight, place_pictures
+from modelwright.engine.sizes import num_cache_blocks
+from modelwright.engine.speculative import Proposer, SpeculationConfig
 from modelwright.engine.stop import Speech
+from modelwright.engine.tensor_parallel import Ranks
 from modelwright.tokenizer.bpe import Tokenizer
 from modelwright.tokenizer.formats import load_tokenizer
 from modelwright.tokenizer.stream import StreamDecoder
 
 log = get_logger(__name__)
-DEFAULT_KV_CACHE_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -59,9 +62,11 @@ class EngineConfig:
     kv_dtype: str | None = None  # int8 or int4: round keys and values in the cache; None: as the weights are
     kernels: str | None = None  # native (compiled) or plain (PyTorch); None: native for low-bit Llamas where it can be
     adapter_bytes: int | None = None  # memory for LoRA adapters; None: 512 MB
+    has_jump_forward: bool = True  # what a form forces is checked in one step; the same tokens in fewer steps
+    tensor_parallel: int = 1  # processes that compute the model together; the sizes of the cache are those of each
 
     def __post_init__(self) -> None:
-        for name in ("block_size", "max_running", "max_waiting", "max_tokens_per_step"):
+        for name in ("block_size", "max_running", "max_waiting", "max_tokens_per_step", "tensor_parallel"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if self.dtype is not None and self.dtype not in DTYPES:
@@ -71,6 +76,19 @@ class EngineConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; known: {', '.join(known)}. Or leave it out.")
         if self.num_blocks is not None and self.kv_cache_bytes is not None:
             raise ConfigError("num_blocks and kv_cache_bytes are both given; they say the same thing. Leave one out.")
+        if self.tensor_parallel > 1:
+            self._check_cut()
+
+    def _check_cut(self) -> None:
+        """Refuse what several processes do not compute together."""
+        layers = self.speculation is not None and self.speculation.method == "early_exit"
+        for name, is_set, why in (
+            ("quantize", self.quantize is not None, "low-bit weights are not cut"),
+            ("kernels='native'", self.kernels == "native", "the compiled step is one process's"),
+            ("speculation.method='early_exit'", layers, "the first layers are cut too"),
+        ):
+            if is_set:
+                raise ConfigError(f"tensor_parallel is {self.tensor_parallel} and {name}: {why}. Leave one out.")
 
 
 @dataclass(frozen=True)
@@ -110,31 +128,56 @@ class Engine:
         config: EngineConfig | None = None,
     ):
         self.config = config or EngineConfig()
-        module = prepare_model(model, self.config.dtype, self.config.device, self.config.quantize)
-        if tokenizer is None and not isinstance(model, nn.Module):
-            tokenizer = load_tokenizer(Path(model))
+        module, whole = prepare_model(model, self.config.dtype, self.config.device, self.config.quantize)
+        num_ranks, why_not = self.config.tensor_parallel, None
+        self._ranks: Ranks | None = None
+        if num_ranks > 1:
+            if whole is not None:
+                raise ConfigError(f"tensor_parallel is {num_ranks} and the model sees; pictures go to one process.")
+            self._ranks = Ranks(partial(load_whole, model, self.config.dtype), num_ranks)
+            module, why_not = self._ranks.cut(module), f"tensor_parallel is {num_ranks}"
+        folder = None if isinstance(model, nn.Module) else Path(model)
+        if tokenizer is None and folder is not None:
+            tokenizer = load_tokenizer(folder)
+        self.sight = Sight(whole, folder, tokenizer) if whole is not None else None
         self.model, self.tokenizer = module, tokenizer
-        self.adapters = Adapters(module, self.config.adapter_bytes)
+        self.adapters = Adapters(module, self.config.adapter_bytes, why_not)
         self.model_config: Any = module.config
         self.stop_ids = _stop_ids(self.model_config, tokenizer)
         block_size = self.config.block_size
-        num_blocks = _num_blocks(module, next(module.parameters()).dtype, self.config)
+        num_blocks = num_cache_blocks(module, next(module.parameters()).dtype, self.config)
         self._steps = Steps(
             module,
             num_blocks=num_blocks,
             block_size=block_size,
             kernels=self._kernels(),
             kv_dtype=self.config.kv_dtype,
+            ranks=self._ranks,
         )
         speculation = self.config.speculation
         has_states = is_recurrent(module.cache_layout())
         if has_states:
             refuse_recurrent(module, {"speculation": (speculation, "it cannot go back behind a wrong guess")})
         self.pool = BlockPool(num_blocks, block_size, self.config.has_prefix_cache and not has_states)
-        proposer = None
+        proposer: Proposer | None = None
         if speculation is not None:
             proposer = make_proposer(speculation, module, tokenizer, block_size=block_size, num_blocks=num_blocks)
-        self.scheduler = Scheduler(
+        self.grammars: GrammarCompiler | None = None
+        if tokenizer is not None:
+            self.grammars = GrammarCompiler(tokenizer, self.model_config.vocab_size, self.stop_ids)
+            if self.config.has_jump_forward and not has_states:
+                proposer = ForcedProposer(proposer)
+        self.scheduler = self._make_scheduler(proposer)
+        self.max_context = self._longest()
+        self._speech: dict[int, Speech] = {}
+        self._next_id = 0
+        self._num_steps = self._num_finished = 0
+        self._num_prompt = self._num_cached = self._num_completion = 0
+        self._num_drafted = self._num_accepted = 0
+
+    def _make_scheduler(self, proposer: Proposer | None) -> Scheduler:
+        speculation = self.config.speculation
+        return Scheduler(
             self.pool,
             max_running=self.config.max_running,
             # A forward pass refuses more tokens than the model's context, even when they are of many requests.
@@ -143,32 +186,33 @@ class Engine:
             proposer=proposer,
             pace=Pace() if speculation is not None and speculation.is_timed else None,
         )
-        wanted = self.config.max_context or self.model_config.max_seq_len
-        self.max_context = min(wanted, self.model_config.max_seq_len, self.scheduler.max_context)
-        if self.max_context < min(wanted, self.model_config.max_seq_len):
+
+    def _longest(self) -> int:
+        """Return how many tokens a request may have; say so where the cache is the limit."""
+        wanted = min(self.config.max_context or self.model_config.max_seq_len, self.model_config.max_seq_len)
+        if self.scheduler.max_context < wanted:
             log.warning(
                 "the key-value cache holds %d tokens, fewer than the model's context of %d; requests are held to it",
-                self.max_context,
+                self.scheduler.max_context,
                 self.model_config.max_seq_len,
             )
-        self.grammars: GrammarCompiler | None = None
-        if tokenizer is not None:
-            self.grammars = GrammarCompiler(tokenizer, self.model_config.vocab_size, self.stop_ids)
-        self._speech: dict[int, Speech] = {}
-        self._next_id = 0
-        self._num_steps = self._num_finished = 0
-        self._num_prompt = self._num_cached = self._num_completion = 0
-        self._num_drafted = self._num_accepted = 0
+        return min(wanted, self.scheduler.max_context)
 
     def _kernels(self) -> str | None:
-        """Return which kernels are asked for; heads guess from hidden states, which the compiled step does not tell."""
+        """Return which kernels are asked for.
+
+        Heads guess from hidden states, which the compiled step does not tell; pictures come as vectors, which it does
+        not take.
+        """
         speculation, kernels = self.config.speculation, self.config.kernels
-        if speculation is None or speculation.method != "medusa":
+        has_heads = speculation is not None and speculation.method == "medusa"
+        if not has_heads and self.sight is None:
             return kernels
         if kernels == "native":
+            why = "speculation.method is 'medusa', which reads" if has_heads else "the model sees, which adds"
             raise ConfigError(
-                "kernels is 'native' and speculation.method is 'medusa', which reads what the compiled step does not "
-                "tell. Leave kernels out, or speculate by 'ngram'."
+                f"kernels is 'native' and {why} what the compiled step does not have. Leave kernels out"
+                + (", or speculate by 'ngram'." if has_heads else ".")
             )
         return "plain"
 
@@ -181,6 +225,11 @@ class Engine:
     def has_work(self) -> bool:
         """True while a request is unfinished."""
         return bool(self.scheduler.running or self.scheduler.waiting)
+
+    def close(self) -> None:
+        """End the other processes of a model that is cut; nothing is computed after that. Idempotent."""
+        if self._ranks is not None:
+            self._ranks.close()
 
     def add(self, prompt_ids: Sequence[int], params: SamplingParams, tags: dict[str, str] | None = None) -> Request:
         """Queue one prompt.
@@ -199,8 +248,21 @@ class Engine:
         self.submit(request)
         return request
 
-    def check(self, prompt_ids: Sequence[int], params: SamplingParams, tags: dict[str, str] | None = None) -> Request:
-        """Make a request without queueing it; raises as `add` does. Safe while another thread steps."""
+    def check(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        tags: dict[str, str] | None = None,
+        pictures: Sequence[Picture] = (),
+    ) -> Request:
+        """Make a request without queueing it; raises as `add` does. Safe while another thread steps.
+
+        Args:
+            prompt_ids: Token ids, with as many image tokens for each picture as it has vectors.
+            params: As of `add`.
+            tags: As of `add`.
+            pictures: What `sight` has seen, in the order of their places.
+        """
         adapter, tags = self.adapters.resolve(tags)
         request = make_request(
             -1,
@@ -218,6 +280,13 @@ class Engine:
                 param="model",
             )
         request.adapter = adapter
+        request.pictures = place_pictures(request.prompt_ids, pictures, self.sight)
+        if pictures and params.beam_width is not None:
+            raise RequestError(
+                "beam_width is given and the prompt has pictures; beams are searched over text alone. Leave one out.",
+                param="beam_width",
+                code="unsupported_parameter",
+            )
         if params.beam_width is not None:
             check_beams(params, self.model_config.vocab_size, len(request.stop_ids))
         request.bad_words = self._bad_words(params)
@@ -295,7 +364,8 @@ class Engine:
         turn = 0
         while ready:
             rows = [first_rows[chunk.request.id] + turn for chunk in ready]
-            drawn = sample(logits[rows], [self._draw(chunk.request) for chunk in ready])
+            these = logits if rows == list(range(logits.shape[0])) else logits[rows]  # no copy when all of them draw
+            drawn = sample(these, [self._draw(chunk.request) for chunk in ready])
             pieces += [self._extend(chunk.request, d) for chunk, d in zip(ready, drawn, strict=True)]
             self._show_hidden(ready, rows)
             ready = [c for c, d in zip(ready, drawn, strict=True) if self._agrees(c, turn, d.token)]
@@ -367,6 +437,8 @@ class Engine:
                 )
                 del request.prompt_logprobs[chunk.start :]  # a preempted request computes its prompt again
                 request.prompt_logprobs += picked.tolist()
+                del request.prompt_top[chunk.start :]
+                request.prompt_top += [top_logprobs(row, request.params.logprobs or 0) for row in rows]
             row += chunk.num_rows
 
     def _extend(self, request: Request, drawn: Drawn) -> Piece:
@@ -397,13 +469,14 @@ class Engine:
         top = (drawn.top,) if request.params.logprobs is not None else ()
         is_first = request.params.prompt_logprobs and request.num_output == 1
         told = (None, *request.prompt_logprobs) if is_first else None
+        told_top = ((), *request.prompt_top) if is_first else ()
         if request.finish_reason is None:
-            return Piece(request.id, Delta(text, (token,)), (logprob,), top, prompt_logprobs=told)
+            return Piece(request.id, Delta(text, (token,)), (logprob,), top, told, told_top)
         if not speech.is_stopped:
             text += speech.finish()
         self._close(request)
         last = Delta(text, (token,), request.finish_reason, request.usage)
-        return Piece(request.id, last, (logprob,), top, prompt_logprobs=told)
+        return Piece(request.id, last, (logprob,), top, told, told_top)
 
     def _ending(self, request: Request, token: int, speech: Speech) -> FinishReason | None:
         is_whole = request.grammar is not None and request.grammar.is_complete
@@ -437,23 +510,3 @@ def _stop_ids(model_config: Any, tokenizer: Tokenizer | None) -> tuple[int, ...]
     named = getattr(model_config, "eos_token_id", ()) or ()
     named = (named,) if isinstance(named, int) else tuple(named)
     return tuple(dict.fromkeys((*(tokenizer.stop_ids if tokenizer is not None else ()), *named)))
-
-
-def _num_blocks(model: Any, dtype: torch.dtype, config: EngineConfig) -> int:
-    """Return the blocks of the pool, the null block included."""
-    if config.num_blocks is not None:
-        if config.num_blocks < 2:
-            raise ConfigError(f"num_blocks is {config.num_blocks}; one is reserved, so it must be at least 2.")
-        return config.num_blocks
-    block_bytes = Runner.block_bytes(model, dtype, config.block_size, config.kv_dtype)
-    budget = config.kv_cache_bytes or DEFAULT_KV_CACHE_BYTES
-    if budget < 2 * block_bytes:
-        raise ConfigError(
-            f"kv_cache_bytes is {budget}; one block of this model takes {block_bytes} and two are needed at least. "
-            "Give the cache more memory."
-        )
-    context = min(config.max_context or model.config.max_seq_len, model.config.max_seq_len)
-    useful = config.max_running * -(-context // config.block_size) + 1
-    if config.has_prefix_cache:
-        useful *= 2  # room for prefixes that nobody holds
-    return min(budget // block_bytes, useful) if block_bytes else useful

@@ -56,6 +56,11 @@ class Grammar:
         """Return the tokens that must come next, whatever the model thinks: none, or some."""
         return list(self._matcher.compute_ff_tokens())
 
+    def num_valid(self, draft: Sequence[int]) -> int:
+        """Return how many of these tokens, from the first on, the form allows."""
+        end = next((i for i, token in enumerate(draft) if token in self._stop_ids), len(draft))
+        return int(self._matcher.validate_tokens(list(draft[:end])))
+
 
 def unpack_bits(bits: Tensor, size: int) -> Tensor:
     """Return the first ``size`` bits of an int32 array, lowest first, as booleans.

@@ -27,6 +27,7 @@ from modelwright.engine.beam import (
 )
 from modelwright.engine.engine import Engine, EngineConfig, EngineStats
 from modelwright.engine.request import Answer, Piece, Request
+from modelwright.engine.sight import read_chat
 from modelwright.tokenizer.bpe import Tokenizer
 
 Prompt = str | Sequence[int]
@@ -109,6 +110,10 @@ class LLM:
             )
         return self.engine.tokenizer
 
+    def close(self) -> None:
+        """End the other processes of a model that is cut (`EngineConfig.tensor_parallel`)."""
+        self.engine.close()
+
     def load_adapter(self, name: str, folder: str | Path) -> None:
         """Read a LoRA adapter in PEFT's format; calls may name it from now on. Raises as `Adapters.load`."""
         self.engine.adapters.load(name, folder)
@@ -183,16 +188,20 @@ class LLM:
     def chat(
         self, messages: Sequence[Message], params: SamplingParams | None = None, *, adapter: str | None = None
     ) -> Completion:
-        """Answer a conversation with one whole completion."""
-        ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
-        return self.generate(ids, params, adapter=adapter)[0]
+        """Answer a conversation, which may have pictures where the model sees, with one whole completion."""
+        ids, pictures = read_chat(self.tokenizer, self.engine.sight, messages)
+        params = params or SamplingParams()
+        if not pictures:
+            return self.generate(ids, params, adapter=adapter)[0]
+        checked = [self.engine.check(ids, one, _tags(adapter), pictures) for one in params.split()]
+        return _best(iter(self._finish(checked)), params)
 
     def stream(
         self, messages: Sequence[Message], params: SamplingParams | None = None, *, adapter: str | None = None
     ) -> "Stream":
         """Answer a conversation piece by piece, for ``for`` and for ``async for``; closing it frees its blocks."""
-        ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
-        return self.stream_prompt(ids, params, adapter=adapter)
+        ids, pictures = read_chat(self.tokenizer, self.engine.sight, messages)
+        return Stream(self._stream(self.engine.check(ids, params or SamplingParams(), _tags(adapter), pictures)))
 
     def stream_prompt(
         self, prompt: Prompt, params: SamplingParams | None = None, *, adapter: str | None = None

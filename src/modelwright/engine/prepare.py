@@ -26,8 +26,11 @@ from modelwright.base.logs import get_logger
 from modelwright.engine.native import NativeRunner, is_low_bit, refusal
 from modelwright.engine.recurrent import RecurrentRunner, is_recurrent, refuse_recurrent
 from modelwright.engine.runner import Runner
+from modelwright.engine.sight import split_model
+from modelwright.engine.tensor_parallel import Ranks, TensorRunner
 from modelwright.models.decoder import Decoder
 from modelwright.models.gguf import read_gguf
+from modelwright.models.llava import Llava
 from modelwright.models.weights import load_model
 from modelwright.nn.kernels import build
 from modelwright.nn.kernels.packed import round_linear
@@ -48,8 +51,10 @@ LOAD_SECONDS = 20.0
 
 def prepare_model(
     model: str | Path | nn.Module, dtype_name: str | None, device_name: str | None, quantize: str | None
-) -> Any:
+) -> tuple[Any, Llava | None]:
     """Return a causal model in evaluation mode; a given module is moved if asked to, and never rounded itself.
+
+    Of a model that sees, the language model comes first, and then the whole; rounding is for the first alone.
 
     Raises:
         ConfigError: The model does not write text.
@@ -66,12 +71,19 @@ def prepare_model(
             model = read_gguf(Path(model), dtype=dtype, device=device, is_packed=True)
         else:
             model = load_model(Path(model), dtype=dtype, device=device)
+    model, whole = split_model(model)
     if not isinstance(model, Decoder):
         raise ConfigError(
             f"The model is a {type(model).__name__}, which does not write text; "
             "the engine runs causal language models such as LlamaForCausalLM."
         )
-    return (model if quantize is None else rounded(model, quantize)).eval()
+    made = (model if quantize is None else rounded(model, quantize)).eval()
+    return made, None if whole is None else whole.eval()
+
+
+def load_whole(source: str | Path | nn.Module, dtype_name: str | None, device_name: str) -> Any:
+    """Return what `prepare_model` returns, on a device; for the other processes of `Ranks`."""
+    return prepare_model(source, dtype_name, device_name, None)[0]
 
 
 @torch.no_grad()
@@ -116,17 +128,28 @@ class Steps:
         block_size: Positions in a block.
         kernels: "native", "plain", or None to decide.
         kv_dtype: "int8" or "int4" for a rounded cache, which the compiled step does not have.
+        ranks: The processes that compute the model together, if it is cut.
 
     Raises:
         ConfigError: "native" was asked for and cannot be.
     """
 
     def __init__(
-        self, model: nn.Module, *, num_blocks: int, block_size: int, kernels: str | None, kv_dtype: str | None = None
+        self,
+        model: nn.Module,
+        *,
+        num_blocks: int,
+        block_size: int,
+        kernels: str | None,
+        kv_dtype: str | None = None,
+        ranks: Ranks | None = None,
     ):
         self._sizes = {"num_blocks": num_blocks, "block_size": block_size}
         self._model = model
         self._coming: NativeRunner | None = None
+        if ranks is not None:
+            self.runner: Any = TensorRunner(model, ranks, **self._sizes, kv_dtype=kv_dtype)
+            return
         why_not = refusal(model, block_size)
         if kv_dtype is not None:
             why_not = why_not or f"its cache is not rounded, and kv_dtype is {kv_dtype!r}"
@@ -137,7 +160,7 @@ class Steps:
         if is_recurrent(model.cache_layout()):  # type: ignore[operator]
             has_attention = any(cache.num_kv_heads for cache in model.cache_layout())  # type: ignore[operator]
             refuse_recurrent(model, {"kv_dtype": (kv_dtype and not has_attention, "there are no keys and values")})
-            self.runner: Any = RecurrentRunner(model, **self._sizes, kv_dtype=kv_dtype)
+            self.runner = RecurrentRunner(model, **self._sizes, kv_dtype=kv_dtype)
             return
         is_wanted = kernels == "native" or (kernels is None and why_not is None and is_low_bit(model))
         library = build.wait(LOAD_SECONDS) if is_wanted else None

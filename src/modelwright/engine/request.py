@@ -9,6 +9,7 @@ from modelwright.base.errors import ModelwrightError, RequestError
 from modelwright.base.types import Completion, Delta, FinishReason, SamplingParams, TopLogprobs, Usage
 from modelwright.engine.grammar import Grammar
 from modelwright.engine.kv_cache import root_hash
+from modelwright.engine.sight import Picture
 
 
 @dataclass(eq=False)
@@ -44,7 +45,19 @@ class Request:
         self.memory: Any = None  # the runner's: states of recurrent layers, a `modelwright.engine.recurrent.Past`
         self.arrival = 0  # the scheduler's: which request this is, counted from the first
         self.num_overtaken = 0  # and how often later ones were admitted before it, or took its blocks
+        self.pictures: tuple[tuple[int, Picture], ...] = ()  # in the prompt, each with the position where it begins
+        self.prompt_top: list[TopLogprobs] = []  # the likeliest tokens beside `prompt_logprobs`
         self.adapter: Any = None  # the `modelwright.engine.adapters.Adapter` that it asks for
+
+    @property
+    def block_ids(self) -> list[int]:
+        """What the tokens are to the prefix cache: their ids, and for the places of pictures what tells them apart."""
+        if not self.pictures:
+            return self.token_ids
+        ids = list(self.token_ids)
+        for start, picture in self.pictures:
+            ids[start : start + len(picture.vectors)] = picture.marks()
+        return ids
 
     @property
     def num_tokens(self) -> int:
@@ -168,6 +181,7 @@ class Piece:
     logprobs: tuple[float, ...] = ()
     top_logprobs: tuple[TopLogprobs, ...] = ()
     prompt_logprobs: tuple[float | None, ...] | None = None  # with the first piece, if asked for
+    prompt_top: tuple[TopLogprobs, ...] = ()  # along with them: the likeliest tokens at each place of the prompt
     error: ModelwrightError | None = None
 
     @property

@@ -316,8 +316,24 @@ class Runner:
         """
         plan = self.planner.plan(chunks)
         state = PagedState(self.stores, plan)
-        hidden = self.model.hidden(plan.input_ids, positions=plan.positions, state=state)  # (1, T, D)
+        seen = self._embed(plan, chunks)
+        hidden = self.model.hidden(plan.input_ids, positions=plan.positions, state=state, **seen)  # (1, T, D)
         num_wanted = sum(chunk.num_rows for chunk in chunks)
         last = hidden.index_select(1, plan.last_rows)  # (1, R or more, D)
         self.hidden_rows = last[0]
         return self.model.lm_head(last)[0, :num_wanted]  # (R, V)
+
+    def _embed(self, plan: StepPlan, chunks: Sequence[Chunk]) -> dict[str, Tensor]:
+        """Return the embedded input where pictures stand in it; nothing where the model may embed it itself."""
+        if not any(chunk.request.pictures for chunk in chunks):
+            return {}
+        embedded = self.model.embed_tokens(plan.input_ids, plan.positions).clone()  # (1, T, D)
+        row = 0
+        for chunk in chunks:
+            for place, picture in chunk.request.pictures:
+                start, end = max(place, chunk.start), min(place + len(picture.vectors), chunk.computed_end)
+                if start < end:
+                    at = row - chunk.start
+                    embedded[0, at + start : at + end] = picture.vectors[start - place : end - place]
+            row += len(chunk.token_ids)
+        return {"embedded": embedded}

@@ -53,6 +53,11 @@ class Chunk:
         return [*self.request.token_ids[self.start : self.end], *self.draft]
 
     @property
+    def block_table(self) -> list[int]:
+        """The blocks of the request."""
+        return self.request.block_table
+
+    @property
     def reaches_end(self) -> bool:
         """True when the last known token is in the chunk, so that the next one can be drawn."""
         return self.end == self.request.num_tokens
@@ -168,7 +173,7 @@ class Scheduler:
             request = self._next_waiting()
             # Log-probabilities of the prompt come from computing it, so nothing of it is taken from the cache.
             is_told = request.params.prompt_logprobs
-            shared = [] if is_told else self.pool.find_prefix(request.token_ids, request.root)
+            shared = [] if is_told else self.pool.find_prefix(request.block_ids, request.root)
             start = len(shared) * self.pool.block_size
             num_tokens = min(request.num_tokens - start, budget)
             num_new = self._num_blocks(start + num_tokens) - len(shared)
@@ -251,7 +256,7 @@ class Scheduler:
             request.num_computed = chunk.end
             for index in range(len(request.block_hashes), chunk.end // size):
                 parent = request.block_hashes[-1] if request.block_hashes else request.root
-                tokens = request.token_ids[index * size : (index + 1) * size]
+                tokens = request.block_ids[index * size : (index + 1) * size]
                 request.block_hashes.append(self.pool.remember(request.block_table[index], parent, tokens))
 
     def remove(self, request: Request) -> None:

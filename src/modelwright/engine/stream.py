@@ -13,6 +13,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from torch import nn
 
@@ -23,6 +24,7 @@ from modelwright.engine.beam import join_completions, refuse_whole
 from modelwright.engine.choose import complete_all
 from modelwright.engine.engine import Engine, EngineConfig, EngineStats
 from modelwright.engine.request import Answer, Piece, Request
+from modelwright.engine.sight import Picture, read_chat
 from modelwright.tokenizer.bpe import Tokenizer
 
 Sink = Callable[[Piece], None]  # called from the engine's thread
@@ -113,10 +115,14 @@ class AsyncEngine:
         return self._stream_async(self._check(prompt_ids, params, tags))
 
     def stream_pieces(
-        self, prompt_ids: Sequence[int], params: SamplingParams, tags: dict[str, str] | None = None
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        tags: dict[str, str] | None = None,
+        pictures: Sequence[Picture] = (),
     ) -> AsyncGenerator[Piece, None]:
         """Complete a prompt piece by piece, each with its log-probabilities; otherwise as `stream_tokens`."""
-        return self._pieces_async(self._check(prompt_ids, params, tags))
+        return self._pieces_async(self._check(prompt_ids, params, tags, pictures))
 
     async def complete_tokens(
         self, prompt_ids: Sequence[int], params: SamplingParams, tags: dict[str, str] | None = None
@@ -165,19 +171,37 @@ class AsyncEngine:
         request = self._check_chat(messages, params)
         return (piece.delta for piece in self._pieces(request))
 
-    def _check(self, prompt_ids: Sequence[int], params: SamplingParams, tags: dict[str, str] | None = None) -> Request:
+    def _check(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        tags: dict[str, str] | None = None,
+        pictures: Sequence[Picture] = (),
+    ) -> Request:
         if not self.is_healthy:
             raise CapacityError(f"The engine takes no requests: {self.error or 'it was stopped'} Start it again.")
         refuse_whole(params)
-        request = self.engine.check(prompt_ids, params, tags)
+        request = self.engine.check(prompt_ids, params, tags, pictures)
         stats = self.stats()
         if stats.waiting >= self.engine.config.max_waiting:
             raise CapacityError(f"{stats.waiting} requests are waiting, which is the limit. Try again later.")
         return request
 
+    def read_chat(
+        self, messages: Sequence[Message], tools: Sequence[Any] = (), tokenizer: Tokenizer | None = None
+    ) -> tuple[list[int], tuple[Picture, ...]]:
+        """Return the token ids of a conversation that waits for its answer, and its pictures; raises as `read_chat`.
+
+        Args:
+            messages: The turns.
+            tools: What the assistant may call.
+            tokenizer: Whose chat template is used; None: the engine's.
+        """
+        return read_chat(tokenizer or self.tokenizer, self.engine.sight, messages, tools)
+
     def _check_chat(self, messages: Sequence[Message], params: SamplingParams | None) -> Request:
-        ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
-        return self._check(ids, params or SamplingParams())
+        ids, pictures = self.read_chat(messages)
+        return self._check(ids, params or SamplingParams(), pictures=pictures)
 
     async def _stream_async(self, request: Request) -> AsyncGenerator[Delta, None]:
         pieces = self._pieces_async(request)
@@ -246,6 +270,7 @@ class AsyncEngine:
             )
         finally:
             self._fail_all(reason)
+            self.engine.close()
 
     def _read_mail(self) -> bool:
         """Take in requests and aborts, waiting for some if there is nothing to do; False when it is time to end."""

@@ -10,7 +10,7 @@ nothing is told.
 
 Source: Land & Bartolo 2024, "Fishing for Magikarp: Automatically Detecting Under-trained Tokens", section 3.2 (cosine
 to the mean of unused rows).
-Not done: their last step, asking the model to repeat each candidate, which a small model cannot do for any token.
+Their last step, asking the model to repeat each candidate, is `modelwright.evaluate.repeat`.
 """
 
 from collections.abc import Sequence

@@ -4,7 +4,8 @@ Every function reads its parents from their folders, writes one artifact with it
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from modelwright.data.read import Failure, read_documents, write_documents
 from modelwright.data.reference import write_reference
 from modelwright.data.synthetic import make_pairs
 from modelwright.evaluate.baselines import ngram_bits_per_byte
-from modelwright.evaluate.perplexity import evaluate_text
+from modelwright.evaluate.contamination import find_contamination, open_index
+from modelwright.evaluate.perplexity import TextScore, evaluate_text
 from modelwright.models.scoring import context_len
 from modelwright.models.weights import load_model
 from modelwright.ops.texts import stream_texts
@@ -181,11 +183,20 @@ def held_out_rows(data: Path, tokenizer: Tokenizer, max_seq_len: int) -> torch.T
     return torch.from_numpy(rows.input_ids[: max(1, MAX_COMPARED_TOKENS // row_len)])
 
 
-def score_model(model: Path, data: Path) -> dict[str, Any]:
+def score_model(
+    model: Path, data: Path, *, trained_on: Sequence[Path] | None = None, index: Path | None = None
+) -> dict[str, Any]:
     """Return bits per byte of a model on the held-out part of a data set, beside unigram and 5-gram models of the rest.
 
+    Args:
+        model: Model folder.
+        data: Data set.
+        trained_on: Look for the held-out part in the training part of the data set, and in these data sets and files;
+            None: do not look.
+        index: Folder of the index that is looked with; made there where there is none. None: in memory.
+
     Raises:
-        DataError: The data set has no held-out part.
+        DataError: The data set has no held-out part, or the index is of other documents.
     """
     train, held_out = load_dataset(data)
     if not held_out:
@@ -193,8 +204,24 @@ def score_model(model: Path, data: Path) -> dict[str, Any]:
     loaded, tokenizer = load_model(model), load_tokenizer(model)
     window = min(context_len(loaded), MAX_SCORED_CONTEXT)
     dtype = torch.bfloat16 if has_fast_bf16(pick_device()) else None
-    score = evaluate_text(loaded, tokenizer, held_out, max_seq_len=window, dtype=dtype)
+
+    def measure(documents: Sequence[Document]) -> TextScore:
+        return evaluate_text(loaded, tokenizer, documents, max_seq_len=window, dtype=dtype)
+
+    score, seen = measure(held_out), {}
+    if trained_on is not None:
+        others = (Document(f"{n}", text) for n, text in enumerate(stream_texts(trained_on)))
+        found = find_contamination(open_index(held_out, index), chain(train, others))
+        clean = [document for document in held_out if document.id not in found.seen]
+        seen = {
+            "num_items": found.num_items,
+            "num_items_too_short": found.num_too_short,
+            "num_items_seen": len(found.seen),
+            "bits_per_byte_of_unseen": measure(clean).bits_per_byte if clean else None,
+            "items": [asdict(row) for row in found.items],
+        }
     return {
+        **({"contamination": seen} if seen else {}),
         "bits_per_byte": score.bits_per_byte,
         "perplexity": score.perplexity,
         "num_tokens": score.tokens,

@@ -12,11 +12,10 @@ from pathlib import Path
 
 from modelwright.base.artifact import MANIFEST, read_manifest
 from modelwright.base.errors import DataError
-from modelwright.base.files import read_jsonl
 from modelwright.base.logs import get_logger
 from modelwright.data import PARSERS
-from modelwright.data.pipeline import TRAIN, VALIDATION
 from modelwright.data.read import read_documents
+from modelwright.data.shards import find_shards, read_texts
 
 PIECE_CHARS = 1 << 20
 MAX_LINE_CHARS = 64 << 20
@@ -38,7 +37,7 @@ def stream_texts(paths: Sequence[Path], *, held_out: bool = False) -> Iterator[s
     """
     for path in paths:
         if (path / MANIFEST).is_file():
-            yield from _of_dataset(path, VALIDATION if held_out else TRAIN)
+            yield from _of_dataset(path, "validation" if held_out else "train")
         elif not held_out:
             yield from _of_path(path)
 
@@ -47,8 +46,8 @@ def _of_dataset(path: Path, part: str) -> Iterator[str]:
     kind = read_manifest(path).kind
     if kind != "dataset":
         raise DataError(f"{path} is an artifact of kind {kind!r}; expected a dataset, as mw data makes it.")
-    for row in read_jsonl(path / part):
-        yield str(row["text"])
+    if find_shards(path, part):  # a data set may have no held-out part
+        yield from read_texts(path, part)
 
 
 def _of_path(path: Path) -> Iterator[str]:

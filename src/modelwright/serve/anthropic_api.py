@@ -2,7 +2,7 @@
 
 A whole message is put together from the events of its stream, so the two cannot disagree.
 
-Source: the Anthropic API reference, "Messages" and "Streaming messages". Not done: batches, thinking, images, files.
+Source: the Anthropic API reference, "Messages" and "Streaming messages". Not done: batches, thinking, files.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from typing import Any
 
 from modelwright.base.errors import RequestError
 from modelwright.base.types import Usage
-from modelwright.serve import anthropic_fields, conversation, fields, language, tools
+from modelwright.serve import anthropic_fields, fields, language, tools
 from modelwright.serve.body import read_json
 from modelwright.serve.errors import anthropic_body, describe
 from modelwright.serve.events import ClientGoneError, EventStream, event, while_connected
@@ -210,5 +210,5 @@ class AnthropicRoutes:
         body: Mapping[str, Any] = await self._read(request, anthropic_fields.PROMPT)
         asked = anthropic_fields.prompt_body(body)
         shown = tools.read_plan(asked).shown
-        ids = await language.chat_ids(self.served, conversation.messages(asked), shown)
+        ids, _ = await language.chat_prompt(self.served, asked, shown)
         return JSONResponse({"input_tokens": len(ids)})

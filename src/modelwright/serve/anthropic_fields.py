@@ -2,7 +2,8 @@
 
 A request is translated, so that both APIs run through one code path. As in `serve.fields`, each field is implemented,
 harmless, neutral or refused by name. Tool results become turns of the tool; a turn of the user that holds results and
-text becomes several. Not done: a last turn of the assistant that is to be continued, images, thinking.
+text becomes several. Not done: a last turn of the assistant that is to be continued, pictures in
+results of tools and pictures that were uploaded before, thinking.
 
 Source: the Anthropic API reference, and the request fields of its Python client 2.11.
 """
@@ -115,7 +116,7 @@ def _turns(turn: Any, where: str) -> list[dict[str, Any]]:
         return [{"role": turn["role"], "content": content}]
     if not isinstance(content, list) or not content:
         refuse(where, content, "a text or a list of content blocks")
-    kinds = ("text", "tool_use") if turn["role"] == "assistant" else ("text", "tool_result")
+    kinds = ("text", "tool_use") if turn["role"] == "assistant" else ("text", "image", "tool_result")
     for i, block in enumerate(content):
         kind = block.get("type") if isinstance(block, dict) else block
         if kind not in kinds:
@@ -130,7 +131,31 @@ def _turns(turn: Any, where: str) -> list[dict[str, Any]]:
         for i, block in enumerate(content)
         if block["type"] == "tool_result"
     ]
+    if any(block["type"] == "image" for block in content):
+        parts = [_part(block, f"{where}[{i}]") for i, block in enumerate(content) if block["type"] != "tool_result"]
+        return [*results, {"role": "user", "content": parts}]
     return [*results, *([{"role": "user", "content": text}] if text or not results else [])]
+
+
+def _part(block: Block, where: str) -> dict[str, Any]:
+    """Return a text or a picture as the part of a chat message."""
+    return {"type": "text", "text": block["text"]} if block["type"] == "text" else _image(block, where)
+
+
+def _image(block: Block, where: str) -> dict[str, Any]:
+    """Return the part of a chat message that shows the same picture."""
+    source = block["source"]
+    fields = {"base64": ("type", "media_type", "data"), "url": ("type", "url")}.get(source.get("type"))
+    if fields is None:
+        refuse(f"{where}.source.type", source.get("type"), "base64 or url", "unsupported_parameter")
+    for name in source:
+        if name not in fields:
+            raise _unknown(f"{where}.source.{name}")
+    for name in fields:
+        if not isinstance(source.get(name), str):
+            refuse(f"{where}.source.{name}", source.get(name), "a text")
+    url = source["url"] if source["type"] == "url" else f"data:{source['media_type']};base64,{source['data']}"
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
 def _is_text(value: Any) -> bool:
@@ -141,12 +166,14 @@ BLOCK_FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
     "text": {"text": _is_text},
     "tool_use": {"id": _is_text, "name": _is_text, "input": lambda value: isinstance(value, dict)},
     "tool_result": {"tool_use_id": _is_text},
+    "image": {"source": lambda value: isinstance(value, dict)},
 }
 # `citations` and `caller` come back with blocks of earlier answers.
 BLOCK_MORE = {
     "text": {"cache_control", "citations"},
     "tool_use": {"cache_control", "caller"},
     "tool_result": {"cache_control", "content", "is_error"},
+    "image": {"cache_control", "citations"},
 }
 
 
@@ -157,7 +184,7 @@ def _check_block(block: Block, where: str) -> None:
             raise _unknown(f"{where}.{name}")
     for name, is_right in BLOCK_FIELDS[kind].items():
         if not is_right(block.get(name)):
-            refuse(f"{where}.{name}", block.get(name), "an object" if name == "input" else "a text")
+            refuse(f"{where}.{name}", block.get(name), "an object" if name in ("input", "source") else "a text")
 
 
 def _call(block: Block) -> dict[str, Any]:

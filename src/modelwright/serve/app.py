@@ -30,7 +30,7 @@ from modelwright.serve.page import CONTENT_SECURITY_POLICY, PageRoutes
 from modelwright.serve.port import check_port
 from modelwright.serve.responses_api import ResponsesRoutes
 from modelwright.serve.schema import describe_routes
-from modelwright.serve.served import ServeConfig, Served
+from modelwright.serve.served import Allowed, ServeConfig, Served
 from modelwright.serve.socket_api import SocketRoutes
 from modelwright.serve.telemetry import current_headers
 from modelwright.serve.tokenizers_api import TokenizerRoutes
@@ -55,7 +55,7 @@ if TYPE_CHECKING:  # a server of documents alone needs no engine, so importing t
     from modelwright.rag.index import Index
     from modelwright.tokenizer.bpe import Tokenizer
 
-__all__ = ["ServeConfig", "check_port", "create_app", "serve"]
+__all__ = ["Allowed", "ServeConfig", "check_port", "create_app", "serve"]
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 SECURITY_HEADERS = [
@@ -110,7 +110,7 @@ def create_app(
     install_handlers(app)
     openai_routes = OpenAIRoutes(served)
     openai_routes.install(app)
-    SocketRoutes(openai_routes).install(app)
+    SocketRoutes(openai_routes.chat_stream, config.max_body_bytes).install(app)
     AnthropicRoutes(served).install(app)
     ResponsesRoutes(served).install(app)
     AdapterRoutes(served).install(app)
@@ -133,11 +133,11 @@ def hang_doors(app: FastAPI, config: ServeConfig, metrics: Metrics, keys: KeyRin
     """Add what a request passes before the routes; the last one added is the first it meets."""
     if keys is not None:
         app.add_middleware(Gate, keys=keys)  # type: ignore[arg-type]
-    origins = config.allowed_origins
+    origins = config.allowed.origins
     app.add_middleware(
         FrontDoor,  # type: ignore[arg-type]
         metrics=metrics,
-        allowed_hosts=config.allowed_hosts,
+        allowed_hosts=config.allowed.hosts,
         allowed_origins=origins,
     )
     if origins:

@@ -233,14 +233,17 @@ async def call(app: FastAPI, path: str, body: dict[str, Any]) -> tuple[int, Any]
         else:
             pieces.append(message.get("body", b""))
 
-    headers = [(b"content-type", b"application/json")]
-    scope: dict[str, Any] = {
-        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
-        "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "", "headers": headers,
-        "client": None, "server": None, "state": {}, INSIDE: True,
-    }  # fmt: skip
-    await app(scope, receive, send)
+    await app({**inner_scope(path), "client": None, "state": {}, INSIDE: True}, receive, send)
     return status, json.loads(b"".join(pieces))
+
+
+def inner_scope(path: str) -> dict[str, Any]:
+    """Return what stands before the body of a request that the server makes itself."""
+    return {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
+        "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "", "server": None,
+        "headers": [(b"content-type", b"application/json")],
+    }  # fmt: skip
 
 
 class BatchRoutes:

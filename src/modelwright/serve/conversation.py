@@ -1,4 +1,4 @@
-"""The messages of a chat request, read and checked: roles, texts, calls of tools and their answers."""
+"""The messages of a chat request, read and checked: roles, texts, pictures, calls of tools and their answers."""
 
 import json
 from collections.abc import Mapping
@@ -14,24 +14,31 @@ MESSAGE_NEUTRAL: dict[str, tuple[Any, ...]] = {"refusal": (), "audio": (), "func
 MESSAGE_HARMLESS = frozenset({"name", "citations", "mode", "is_supported", "question"})
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 CALL_FIELDS = frozenset({"id", "type", "function", "index", "name", "arguments"})
+IMAGE_FIELDS = frozenset({"url", "detail"})
+DETAILS = ("auto", "low", "high")  # this house's models read every picture in one size
 OWN_FIELDS = {"assistant": "tool_calls", "tool": "tool_call_id"}
 
 
-def messages(body: Mapping[str, Any]) -> list[Message]:
-    """Return the conversation of a chat request."""
+def messages(body: Mapping[str, Any], can_see: bool = False) -> list[Message]:
+    """Return the conversation of a chat request; its pictures are URLs that nobody has opened yet.
+
+    Args:
+        body: The request.
+        can_see: Whether the model reads pictures; they are refused otherwise.
+    """
     turns = body.get("messages")
     if not isinstance(turns, list) or not 1 <= len(turns) <= MAX_MESSAGES:
         refuse("messages", turns, f"a list of 1 to {MAX_MESSAGES} messages")
     read: list[Message] = []
     called: dict[str, str] = {}
     for i, turn in enumerate(turns):
-        message = _message(turn, f"messages[{i}]", called)
+        message = _message(turn, f"messages[{i}]", called, can_see)
         called |= {call.id: call.name for call in message.tool_calls}
         read.append(message)
     return read
 
 
-def _message(turn: Any, where: str, called: Mapping[str, str]) -> Message:
+def _message(turn: Any, where: str, called: Mapping[str, str], can_see: bool) -> Message:
     if not isinstance(turn, dict):
         refuse(where, turn, "an object with role and content")
     role = turn.get("role")
@@ -48,9 +55,10 @@ def _message(turn: Any, where: str, called: Mapping[str, str]) -> Message:
             raise RequestError(f"Unrecognized field: {place}.", param=place, code="unknown_parameter")
     calls = _calls(turn.get("tool_calls"), f"{where}.tool_calls")
     content = turn.get("content")
-    text = "" if content is None and calls else _content(content, f"{where}.content")
+    can_see = can_see and role == "user"
+    text, images = ("", ()) if content is None and calls else _content(content, f"{where}.content", can_see)
     if role != "tool":
-        return Message(ROLES[role], text, calls)
+        return Message(ROLES[role], text, calls, images=images)
     answered = turn.get("tool_call_id")
     if not isinstance(answered, str) or answered not in called:
         refuse(f"{where}.tool_call_id", answered, "the id of a call in an assistant's message before", "invalid_value")
@@ -89,15 +97,33 @@ def _is_object(text: Any) -> bool:
         return False
 
 
-def _content(content: Any, where: str) -> str:
+def _content(content: Any, where: str, can_see: bool) -> tuple[str, tuple[tuple[int, str], ...]]:
+    """Return a text, and the pictures in it with their places."""
     if isinstance(content, str):
-        return content
+        return content, ()
     if not isinstance(content, list):
         refuse(where, content, 'a text, or a list of {"type": "text", "text": ...} parts')
-    texts = []
+    text, images = "", list[tuple[int, str]]()
     for i, part in enumerate(content):
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            kind = part.get("type") if isinstance(part, dict) else part
-            refuse(f"{where}[{i}]", kind, "a part of type text; this model reads text only", "unsupported_parameter")
-        texts.append(part["text"])
-    return "".join(texts)
+        kind = part.get("type") if isinstance(part, dict) else part
+        if kind == "image_url" and can_see:
+            images.append((len(text), _image(part, f"{where}[{i}]")))
+            continue
+        if kind != "text" or not isinstance(part.get("text"), str):
+            known = "text or, in a message of the user, image_url" if can_see else "text; this model reads text only"
+            refuse(f"{where}[{i}]", kind, f"a part of type {known}", "unsupported_parameter")
+        text += part["text"]
+    return text, tuple(images)
+
+
+def _image(part: Mapping[str, Any], where: str) -> str:
+    image = part.get("image_url")
+    url = image.get("url") if isinstance(image, dict) else None
+    if not isinstance(image, dict) or not isinstance(url, str):
+        refuse(f"{where}.image_url", image, "an object with a url: data:image/png;base64,... or https://...")
+    unknown = next((n for n in (*(set(part) - {"type", "image_url"}), *(set(image) - IMAGE_FIELDS))), None)
+    if unknown is not None:
+        raise RequestError(f"Unrecognized field: {where}.{unknown}.", param=where, code="unknown_parameter")
+    if image.get("detail") not in (None, *DETAILS):
+        refuse(f"{where}.image_url.detail", image["detail"], "auto, low or high", "invalid_value")
+    return url

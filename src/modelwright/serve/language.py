@@ -4,11 +4,11 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from modelwright.base.errors import ConfigError, ModelwrightError, RequestError
-from modelwright.base.types import Message, SamplingParams
+from modelwright.base.types import SamplingParams
 from modelwright.serve import conversation, fields, reasoning, tools
 from modelwright.serve.choose import Chosen
 from modelwright.serve.errors import EngineDownError
@@ -18,9 +18,19 @@ from modelwright.serve.tool_calls import CallForm, form_of
 
 if TYPE_CHECKING:
     from modelwright.engine.request import Piece as EnginePiece
+    from modelwright.engine.sight import Picture
 
 FORMS = ("json_schema", "regex", "grammar", "choices")
 LEGACY_MAX_TOKENS = 16  # what /v1/completions has always meant by no max_tokens
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a request says of a completion beside its prompt and settings."""
+
+    model: Any = None  # the name that it gave; one of an adapter's asks for it
+    operation: str = "chat"  # what a span calls the work
+    pictures: "tuple[Picture, ...]" = ()  # in the prompt
 
 
 async def encode(served: Served, text: str) -> list[int]:
@@ -29,17 +39,20 @@ async def encode(served: Served, text: str) -> list[int]:
     return await asyncio.to_thread(served.tokenizer.encode, text)
 
 
-async def chat_ids(served: Served, messages: Sequence[Message], offered: Sequence[Mapping[str, Any]] = ()) -> list[int]:
-    """Return the ids of a conversation that waits for the assistant's answer.
+async def chat_prompt(
+    served: Served, body: Mapping[str, Any], offered: Sequence[Mapping[str, Any]] = ()
+) -> "tuple[list[int], tuple[Picture, ...]]":
+    """Return the ids of a conversation that waits for the assistant's answer, and its pictures, fetched and seen.
 
     Raises:
-        RequestError: The model's chat template refuses the conversation, for its order of roles for example.
+        RequestError: The model's chat template refuses the conversation, for its order of roles for example, or a
+            picture cannot be had.
     """
-    assert served.tokenizer is not None
+    assert served.tokenizer is not None and served.engine is not None
+    sight = served.engine.engine.sight
+    messages = await served.media.read(conversation.messages(body, can_see=sight is not None))
     try:
-        return await asyncio.to_thread(
-            served.tokenizer.apply_chat_template, messages, add_generation_prompt=True, tools=offered
-        )
+        return await asyncio.to_thread(served.engine.read_chat, messages, offered, served.tokenizer)
     except ConfigError as error:
         raise RequestError(str(error), param="messages", code="invalid_value") from error
 
@@ -73,15 +86,13 @@ async def generate(
     prompt_ids: Sequence[int],
     params: SamplingParams,
     shown: Mapping[int, str] | None = None,
-    operation: str = "chat",
-    model: Any = None,
+    asked: "Asked | None" = None,
 ) -> AsyncGenerator[Piece, None]:
     """Yield the pieces of one completion; closing the generator ends the request and frees its blocks.
 
     Args:
         shown: Special tokens that are written out, which otherwise have no text.
-        operation: What a span calls the work.
-        model: The name that the request gave; one of an adapter's asks for it.
+        asked: What else the request says of it.
 
     Raises:
         EngineDownError: The engine stopped before the completion was whole.
@@ -90,7 +101,7 @@ async def generate(
     if served.trace is not None and params.seed is None:
         params = replace(params, seed=secrets.randbits(63))
     try:
-        async with contextlib.aclosing(_observed(served, prompt_ids, params, operation, model)) as pieces:
+        async with contextlib.aclosing(_observed(served, prompt_ids, params, asked or Asked())) as pieces:
             async for piece in pieces:
                 delta = piece.delta
                 tokens: tuple[Token, ...] = ()
@@ -109,21 +120,22 @@ async def generate(
 
 
 async def _observed(
-    served: Served, prompt_ids: Sequence[int], params: SamplingParams, operation: str, model: Any = None
+    served: Served, prompt_ids: Sequence[int], params: SamplingParams, asked: "Asked"
 ) -> AsyncGenerator["EnginePiece", None]:
     """Yield the engine's pieces, with a span around them and a line in the trace at their end."""
     assert served.engine is not None
     key, telemetry = current_key.get(), served.telemetry
     tags = {"tenant": key.config.name} if key is not None else {}  # a prefix cache and a queue of its own
-    if model in served.adapter_names:
-        tags["adapter"] = model
+    if asked.model in served.adapter_names:
+        tags["adapter"] = asked.model
     adapter = served.engine.engine.adapters.hash_of(tags.get("adapter"))
     drawn, reason = list[int](), "abort"
-    asked = tags.get("adapter", served.model_name)
-    span = telemetry.begin(operation, asked, params) if telemetry is not None else contextlib.nullcontext()
+    name, images = tags.get("adapter", served.model_name), asked.pictures
+    span = telemetry.begin(asked.operation, name, params) if telemetry is not None else contextlib.nullcontext()
+    stream = served.engine.stream_pieces(prompt_ids, params, tags, images)  # what is refused is in no trace
     try:
         with span as seen:
-            async with contextlib.aclosing(served.engine.stream_pieces(prompt_ids, params, tags)) as pieces:
+            async with contextlib.aclosing(stream) as pieces:
                 async for piece in pieces:
                     delta = piece.delta
                     drawn += delta.token_ids if served.trace is not None else ()
@@ -133,12 +145,13 @@ async def _observed(
                     yield piece
     finally:
         if served.trace is not None:
-            served.trace.add(prompt_ids, params, drawn, reason, adapter)
+            served.trace.add(prompt_ids, params, drawn, reason, adapter, [p.hash.hex() for p in images])
 
 
 def _tokens(prompt_ids: Sequence[int], piece: "EnginePiece") -> tuple[Token, ...]:
     """Return the tokens of one piece, after those of an echoed prompt if it is the first."""
-    echoed = [Token(i, p) for i, p in zip(prompt_ids, piece.prompt_logprobs or (), strict=False)]
+    told = zip(prompt_ids, piece.prompt_logprobs or (), piece.prompt_top, strict=False)
+    echoed = [Token(i, p, top) for i, p, top in told]
     drawn = zip(piece.delta.token_ids, piece.logprobs, piece.top_logprobs, strict=True)
     return (*echoed, *(Token(i, p, top) for i, p, top in drawn))
 
@@ -152,12 +165,11 @@ def call_form(served: Served) -> CallForm:
 async def chat_pieces(served: Served, body: Mapping[str, Any]) -> tuple[int, list[AsyncGenerator[Piece, None]]]:
     """Check a chat request and return the tokens of its prompt and the pieces of each of its answers."""
     assert served.tokenizer is not None
-    messages, plan, name = conversation.messages(body), tools.read_plan(body), body.get("model")
-    asked = fields.max_tokens(body)
+    plan, asked = tools.read_plan(body), fields.max_tokens(body)
     form, special_ids = call_form(served), served.tokenizer.special_ids
     # What is wrong with a setting is said before a long text is read.
     tools.constrain(plan, fields.sampling(body, asked or 1), form, special_ids)
-    ids = await chat_ids(served, messages, plan.shown)
+    ids, pictures = await chat_prompt(served, body, plan.shown)
     params = fields.sampling(body, room(served, len(ids), asked, None, "messages"))
     params = tools.constrain(plan, params, form, special_ids)
     tags = [form.open, form.close] if plan.is_on else []
@@ -165,7 +177,7 @@ async def chat_pieces(served: Served, body: Mapping[str, Any]) -> tuple[int, lis
     is_thinking = served.writes_thoughts and not any(getattr(params, name) is not None for name in FORMS)
     tags += [reasoning.OPEN, reasoning.CLOSE] if is_thinking else []
     shown = {special_ids[tag]: tag for tag in tags if tag in special_ids}
-    streams = answers(served, ids, params, shown, model=name)
+    streams = answers(served, ids, params, shown, Asked(body.get("model"), pictures=pictures))
     if is_thinking:
         tail = served.tokenizer.decode(ids[-8:], skip_special_tokens=False).rstrip()
         streams = [reasoning.with_thoughts(stream, tail.endswith(reasoning.OPEN)) for stream in streams]
@@ -179,8 +191,7 @@ def answers(
     ids: Sequence[int],
     params: SamplingParams,
     shown: Mapping[int, str] | None = None,
-    operation: str = "chat",
-    model: Any = None,
+    asked: Asked | None = None,
 ) -> list[AsyncGenerator[Piece, None]]:
     """Return the stream of each completion that was asked for: draws as they come, the best of many as one piece.
 
@@ -189,10 +200,10 @@ def answers(
     """
     assert served.engine is not None and served.tokenizer is not None
     if params.beam_width is None and params.best_of is None:
-        return [generate(served, ids, one, shown, operation, model) for one in params.split()]
-    served.engine.engine.check(ids, params)
-    engine, tokenizer = served.engine, served.tokenizer
-    chosen = Chosen(lambda: engine.choose(ids, params, lambda ids, one: _observed(served, ids, one, operation, model)))
+        return [generate(served, ids, one, shown, asked) for one in params.split()]
+    engine, tokenizer, what = served.engine, served.tokenizer, asked or Asked()
+    engine.engine.check(ids, params, pictures=what.pictures)
+    chosen = Chosen(lambda: engine.choose(ids, params, lambda ids, one: _observed(served, ids, one, what)))
     return [chosen.pieces(i, tokenizer, shown, params.logprobs is not None) for i in range(params.n)]
 
 
@@ -204,7 +215,7 @@ async def completion_pieces(
     fields.sampling(body, asked or 1)
     ids = await encode(served, prompt) if isinstance(prompt, str) else list(prompt)
     params = fields.sampling(body, room(served, len(ids), asked, LEGACY_MAX_TOKENS, "prompt"))
-    streams = answers(served, ids, params, operation="text_completion", model=body.get("model"))
+    streams = answers(served, ids, params, asked=Asked(body.get("model"), "text_completion"))
     if not fields.flag(body, "echo"):
         return streams
     assert served.tokenizer is not None

@@ -14,7 +14,7 @@ from typing import Any
 
 from modelwright.base.errors import RequestError
 from modelwright.base.types import Usage
-from modelwright.serve import conversation, documents, fields, language, tools
+from modelwright.serve import documents, fields, language, tools
 from modelwright.serve.body import read_json
 from modelwright.serve.events import DONE, ClientGoneError, EventStream, event, gather_streams, while_connected
 from modelwright.serve.keys import current_key
@@ -29,8 +29,8 @@ CLIENT_CLOSED_REQUEST = 499  # nginx's name for an answer that nobody waits for
 NO_USAGE = Usage(0, 0)
 
 
-async def timed(served: Served, model: str, pieces: Pieces) -> Pieces:
-    """Pass pieces on while counting and timing them."""
+async def timed(served: Served, model: str, pieces: Pieces, *, is_first: bool = True) -> Pieces:
+    """Pass pieces on while counting and timing them; a prompt counts with the first of its completions."""
     timer, key = Timer(served.metrics, model), current_key.get()
     gauge = served.metrics.running.labels(model)
     gauge.inc()
@@ -42,9 +42,10 @@ async def timed(served: Served, model: str, pieces: Pieces) -> Pieces:
                 served.pulse.beat()
                 yield piece
                 if piece.usage is not None:
-                    served.metrics.count_usage(piece.usage)
+                    usage = piece.usage if is_first else Usage(0, piece.usage.completion_tokens)
+                    served.metrics.count_usage(usage)
                     if key is not None:
-                        key.spend(piece.usage.prompt_tokens + piece.usage.completion_tokens)
+                        key.spend(usage.prompt_tokens + usage.completion_tokens)
                     timer.finish()
     except (asyncio.CancelledError, GeneratorExit):
         served.metrics.cut_off.inc()
@@ -218,7 +219,7 @@ class OpenAIRoutes:
             made = [await documents.answer_pieces(served, body)]
         else:
             _, made = await language.chat_pieces(served, body)
-        streams = [timed(served, name, pieces) for pieces in made]
+        streams = [timed(served, name, pieces, is_first=i == 0) for i, pieces in enumerate(made)]
         spelling = Spelling(served.tokenizer) if body.get("logprobs") and not is_quoted else None
         return Reply(name, "chatcmpl"), streams, how, spelling
 
@@ -235,7 +236,7 @@ class OpenAIRoutes:
         served.admit()
         prompts = fields.prompts(body, served.config.max_prompts)
         made = [await language.completion_pieces(served, prompt, body) for prompt in prompts]
-        streams = [timed(served, name, pieces) for choices in made for pieces in choices]
+        streams = [timed(served, name, one, is_first=i == 0) for choices in made for i, one in enumerate(choices)]
         num_top = fields.whole(body, "logprobs", None)
         told = None if num_top is None else Told(Spelling(served.tokenizer), num_top)
         reply = Reply(name, "cmpl")
@@ -255,7 +256,7 @@ class OpenAIRoutes:
         served = self._check_tokenizer(body)
         fields.check_names(body, frozenset({"model", "prompt", "messages", "tools", "add_special_tokens"}))
         if "messages" in body:
-            ids = await language.chat_ids(served, conversation.messages(body), tools.read_plan(body).shown)
+            ids, _ = await language.chat_prompt(served, body, tools.read_plan(body).shown)
         else:
             if not isinstance(body.get("prompt"), str):
                 fields.refuse("prompt", body.get("prompt"), "a text; or send messages")

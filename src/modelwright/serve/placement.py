@@ -17,7 +17,7 @@ from typing import Any
 
 KEY_CHARS = 2048  # of the beginning; of a bare prompt, a quarter of them, as no turn marks where it begins to differ
 SLACK = 1.25  # how much more than the mean a replica may have to do before requests pass it by
-RESPONSES = "/v1/responses"
+KEPT = ("/v1/responses", "/api/chats")  # what is kept in the memory of the replica that made it
 
 
 def placement_key(path: str, body: Mapping[str, Any], tenant: str = "") -> str:
@@ -33,8 +33,9 @@ def placement_key(path: str, body: Mapping[str, Any], tenant: str = "") -> str:
     >>> placement_key("/v1/x", {"messages": talk}) == placement_key("/v1/x", {"messages": later})
     True
     """
-    if path.startswith(RESPONSES):
-        return f"{RESPONSES}\n{tenant}"  # answers are kept in the memory of the replica that gave them
+    kept = next((route for route in KEPT if path.startswith(route)), None)
+    if kept is not None:
+        return f"{kept}\n{tenant}"
     turns = body.get("messages")
     if isinstance(turns, list):
         roles = [turn.get("role") if isinstance(turn, dict) else None for turn in turns]
@@ -48,7 +49,7 @@ def placement_key(path: str, body: Mapping[str, Any], tenant: str = "") -> str:
 
 def is_pinned(path: str) -> bool:
     """Tell whether a request must go where its key says, however busy that replica is."""
-    return path.startswith(RESPONSES)
+    return path.startswith(KEPT)
 
 
 def weight(key: str, replica: str) -> int:

@@ -80,6 +80,9 @@ def _turns(name: str, messages: Sequence[Message]) -> tuple[str, list[Message]]:
         if message.role == "tool" or message.tool_calls:
             told = f"A message of the role {message.role!r} carries a tool call, which is not sent to {name}."
             raise RequestError(f"{told} Leave tools out.", param="messages", code="unsupported_parameter")
+        if message.images:
+            told = f"A message has {len(message.images)} pictures, which are not sent to {name}."
+            raise RequestError(f"{told} Send text alone.", param="messages", code="unsupported_parameter")
     system = "\n\n".join(m.content for m in messages if m.role == "system")
     return system, [m for m in messages if m.role != "system"]
 

@@ -5,7 +5,7 @@ it would have sent goes back message by message. When the caller goes away Ray c
 application is told that its client has left. Tokens that a key has spent go back behind the last message, so that the
 front, where the limits stand, can count them.
 
-Source: Ray's documentation, "Custom request router". Not done: WebSockets, files and batches.
+Source: Ray's documentation, "Custom request router". WebSockets, files and batches end at the front.
 """
 
 import asyncio

@@ -5,27 +5,33 @@ passes each request to the replica that `placement` names. A replica that dies t
 that have not begun get HTTP 503 with ``retry-after``, those in the middle an error event; the rest go on, and Ray
 starts another in its place. `Replicas.restart` replaces them one after the other while the others answer.
 
-Not done: WebSockets (closed at once), files and batches (404): their state would have to be shared.
+Files and batches live with the front, which sends a batch's requests to the replicas like any other; a WebSocket ends
+at the front too, and each of its requests goes to a replica. Not done: several fronts that share their state.
 """
 
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Callable
+import tempfile
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from modelwright.base.errors import CapacityError, ConfigError, MissingExtraError, RequestError
+from modelwright.base.errors import CapacityError, ConfigError, MissingExtraError
 from modelwright.base.logs import get_logger
 from modelwright.serve.app import SECURITY_HEADERS, hang_doors
+from modelwright.serve.batches_api import BatchRoutes, BatchRunner, inner_scope
 from modelwright.serve.body import read_body
 from modelwright.serve.errors import describe, error_body, error_response, install_handlers
 from modelwright.serve.events import event
-from modelwright.serve.keys import KeyRing, current_key
+from modelwright.serve.files_api import FileRoutes, FileStore
+from modelwright.serve.keys import KeyMeter, KeyRing, current_key
 from modelwright.serve.metrics import Metrics, merged
 from modelwright.serve.placement import SLACK, is_pinned, placement_key
 from modelwright.serve.replica import SPENT, PrefixRouter, Replica
 from modelwright.serve.served import ServeConfig
+from modelwright.serve.socket_api import SocketRoutes
 from modelwright.serve.web import FastAPI, JSONResponse, Message, Receive, Request, Response, Scope, Send
 
 try:
@@ -38,8 +44,8 @@ except ImportError as error:
     raise MissingExtraError(error.name or "ray", "ray", "Serving with several replicas") from error
 
 NAME = "modelwright"
+CHAT = "/v1/chat/completions"
 LOST = (RayError, RayServeException)  # what a request sees of a replica that is gone
-ALONE = ("/v1/files", "/v1/batches")
 PASSED = ("type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path", "server")
 OWN_HEADERS = frozenset(name for name, _ in SECURITY_HEADERS) | {b"x-request-id"}  # the front's doors add them
 log = get_logger(__name__)
@@ -119,6 +125,26 @@ def deployment(build: Callable[[], FastAPI], config: ReplicaConfig, generation: 
         ),
     )(Replica)
     return made.bind(build, generation)
+
+
+def application(build: Callable[[], FastAPI], config: ReplicaConfig, front: ServeConfig) -> Any:
+    """Return the Ray Serve application of the replicas with their front, which Ray's own HTTP proxy asks.
+
+    Args:
+        build: Makes what one replica serves.
+        config: How many there are.
+        front: How the front is set up. There is one: limits are counted in it.
+    """
+
+    def make_front() -> FastAPI:
+        replicas = Replicas(build, config)
+        replicas.handle = serve.get_deployment_handle("replica", app_name=serve.get_replica_context().app_name)
+        return create_front(replicas, front)
+
+    made = serve.deployment(
+        name="front", num_replicas=1, max_ongoing_requests=4096, ray_actor_options={"num_cpus": 0.5}
+    )
+    return made(serve.ingress(make_front)()).bind(deployment(build, config))
 
 
 class Relayed(Response):
@@ -214,19 +240,30 @@ class Front:
 
     async def relay(self, request: Request) -> Response:
         """Pass one request to a replica."""
-        path = request.url.path
-        if path.startswith(ALONE):
-            message = f"{path} is not served with several replicas. Start a server without --replicas for it."
-            raise RequestError(message, code="unsupported_endpoint", status=404)
         data = await read_body(request, self.config.max_body_bytes, self.config.body_timeout_seconds)
-        meter = current_key.get()
-        tenant = meter.config.name if meter is not None else None
         scope = {name: request.scope[name] for name in PASSED if name in request.scope}
         scope["headers"] = [(n, v) for n, v in request.scope["headers"] if n not in (b"authorization", b"x-api-key")]
+        return await self._first(request, self._ask(request.url.path, scope, data))
+
+    def _ask(self, path: str, scope: dict[str, Any], data: bytes) -> Any:
+        meter = current_key.get()
+        tenant = meter.config.name if meter is not None else None
         key = placement_key(path, _object(data), tenant or "")
-        asked = {"scope": scope, "body": data, "key": key, "tenant": tenant, "is_pinned": is_pinned(path)}
-        messages = self.replicas.ask(**asked)
-        return await self._first(request, messages)
+        return self.replicas.ask(scope=scope, body=data, key=key, tenant=tenant, is_pinned=is_pinned(path))
+
+    async def chat_stream(self, body: dict[str, Any]) -> AsyncGenerator[bytes, None]:
+        """Send one chat to a replica and return the events of its answer, or its error as the only one.
+
+        Raises:
+            CapacityError: The replica ended before it answered.
+        """
+        messages = self._ask(CHAT, inner_scope(CHAT), json.dumps(body).encode())
+        try:
+            await _next(messages)
+        except LOST as error:
+            log.warning("a replica was lost before it answered: %s", error)
+            raise _lost() from None
+        return _bodies(messages, current_key.get())
 
     async def _first(self, request: Request, messages: Any) -> Response:
         """Wait for the beginning of an answer while its client listens."""
@@ -247,6 +284,26 @@ class Front:
             await asyncio.gather(first, gone, return_exceptions=True)
 
 
+async def _bodies(messages: Any, meter: KeyMeter | None) -> AsyncGenerator[bytes, None]:
+    """Yield the pieces of an answer's body; closing it ends the replica's work."""
+    is_ended = False
+    try:
+        async for message in messages:
+            if message["type"] == SPENT:
+                is_ended = True
+                if meter is not None:
+                    meter.spend(message["tokens"])
+            elif message.get("body"):
+                yield message["body"]
+    except LOST as error:
+        is_ended = True
+        log.warning("a replica was lost in the middle of an answer: %s", error)
+        yield event(describe(_lost())[1])
+    finally:
+        if not is_ended:
+            messages.cancel()
+
+
 async def _next(messages: AsyncGenerator[Message, None]) -> Message:
     return await messages.__anext__()
 
@@ -262,8 +319,24 @@ def create_front(replicas: Replicas, config: ServeConfig) -> FastAPI:
     """Return the application that stands before the replicas, which must have been started."""
     keys = KeyRing.load(config.api_key_file) if config.api_key_file is not None else None
     front = Front(replicas, config)
-    app = FastAPI(title="modelwright", docs_url=None, redoc_url=None, openapi_url=None)
+    passing = tempfile.TemporaryDirectory(prefix="modelwright-") if config.state_dir is None else None
+    folder = Path(passing.name) if passing is not None else Path(config.state_dir or "")
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        runner.start()
+        yield
+        await runner.stop()
+        if passing is not None:
+            passing.cleanup()
+
+    app = FastAPI(title="modelwright", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     install_handlers(app)
+    files = FileStore(folder / "files")
+    runner = BatchRunner(app, files, folder / "batches", keys)
+    FileRoutes(files, config.max_file_bytes).install(app)
+    BatchRoutes(runner, config.max_body_bytes, config.body_timeout_seconds).install(app)
+    SocketRoutes(front.chat_stream, config.max_body_bytes).install(app)
     front.install(app)
     hang_doors(app, config, front.metrics, keys)
     return app

@@ -17,7 +17,7 @@ from typing import Any
 
 from modelwright.base.errors import RequestError
 from modelwright.base.types import Usage
-from modelwright.serve import conversation, fields, language, responses_fields, tools
+from modelwright.serve import fields, language, responses_fields, tools
 from modelwright.serve.anthropic_api import named_event
 from modelwright.serve.body import read_json
 from modelwright.serve.errors import describe
@@ -248,7 +248,7 @@ class ResponsesRoutes:
         """Count the tokens of a request's prompt."""
         _, _, asked = await self._read(request)
         shown = tools.read_plan(asked).shown
-        ids = await language.chat_ids(self.served, conversation.messages(asked), shown)
+        ids, _ = await language.chat_prompt(self.served, asked, shown)
         return JSONResponse({"object": "response.input_tokens", "input_tokens": len(ids)})
 
     async def _read(self, request: Request) -> tuple[dict[str, Any], list[Turn], dict[str, Any]]:

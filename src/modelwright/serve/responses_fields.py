@@ -116,7 +116,7 @@ def _add(turns: list[Turn], item: Any, where: str) -> None:
     for name in {name for name, value in item.items() if value is not None} - ITEM_FIELDS[kind]:
         raise _unknown(f"{where}.{name}")
     if kind == "message":
-        turns.append({"role": item.get("role"), "content": _content(item.get("content"), f"{where}.content")})
+        turns.append({"role": item.get("role"), "content": _seen(item.get("content"), f"{where}.content")})
         return
     if not isinstance(item.get("call_id"), str):
         refuse(f"{where}.call_id", item.get("call_id"), "a text")
@@ -131,6 +131,30 @@ def _add(turns: list[Turn], item: Any, where: str) -> None:
         turns[-1] = {**turns[-1], "tool_calls": [*turns[-1].get("tool_calls", ()), call]}
     else:
         turns.append({"role": "assistant", "content": None, "tool_calls": [call]})
+
+
+def _seen(content: Any, where: str) -> str | list[dict[str, Any]]:
+    """Return the content of a message: a text, or with pictures the parts of a chat message."""
+    is_image = [isinstance(p, dict) and p.get("type") == "input_image" for p in content] if _is_list(content) else []
+    if not any(is_image):
+        return _content(content, where)
+    parts: list[dict[str, Any]] = []
+    for i, part in enumerate(content):
+        if not is_image[i]:
+            parts.append({"type": "text", "text": _content([part], where)})
+            continue
+        if not isinstance(part.get("image_url"), str):
+            refuse(f"{where}[{i}].image_url", part.get("image_url"), "a URL; file_id and the like are not supported")
+        for name, value in part.items():
+            if name not in ("type", "image_url", "detail") and value is not None:
+                raise _unknown(f"{where}[{i}].{name}")
+        shown = {"url": part["image_url"], **({"detail": part["detail"]} if part.get("detail") else {})}
+        parts.append({"type": "image_url", "image_url": shown})
+    return parts
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list)
 
 
 def _content(content: Any, where: str) -> str:

@@ -16,6 +16,7 @@ from modelwright.base.errors import CapacityError, ConfigError, RequestError
 from modelwright.base.types import FinishReason, TopLogprobs, Usage
 from modelwright.serve.chats import Kind
 from modelwright.serve.errors import EngineDownError
+from modelwright.serve.media import MediaReader
 from modelwright.serve.metrics import Metrics
 from modelwright.serve.telemetry import Telemetry
 from modelwright.serve.tool_calls import CallDelta
@@ -28,6 +29,15 @@ if TYPE_CHECKING:  # a server of documents alone needs no engine, so importing t
     from modelwright.tokenizer.bpe import Tokenizer
 
 DOCUMENTS_SUFFIX = "-documents"
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What a server lets in from elsewhere; all of it is closed unless named."""
+
+    origins: tuple[str, ...] = ()  # other sites whose pages may ask: https://app.example.org
+    hosts: tuple[str, ...] = ()  # names to be called by, beside localhost; empty off loopback: any
+    media_hosts: tuple[str, ...] = ()  # hosts that pictures are fetched from, with a port if it is not 443
 
 
 @dataclass(frozen=True)
@@ -52,8 +62,7 @@ class ServeConfig:
     api_key_file: Path | None = None  # who may ask; None: everybody who reaches the address
     trace_file: Path | None = None  # every prompt and answer is written there, for mw replay; None: nowhere
     otlp_endpoint: str | None = None  # of an OpenTelemetry collector that is sent spans; None: no spans
-    allowed_origins: tuple[str, ...] = ()  # other sites whose pages may ask: https://app.example.org
-    allowed_hosts: tuple[str, ...] = ()  # names to be called by, beside localhost; empty off loopback: any
+    allowed: Allowed = Allowed()
 
     def __post_init__(self) -> None:
         for name in ("num_passages", "max_body_bytes", "max_waiting", "max_prompts", "num_threads"):
@@ -143,6 +152,7 @@ class Served:
         self.tokenizer = tokenizer
         self.model_name = model_name
         self.index = index
+        self.media = MediaReader(config.allowed.media_hosts)
         self.created = int(time.time())
         self.pulse = Pulse()
         self.metrics = Metrics(engine.stats if engine is not None else None)

@@ -9,12 +9,12 @@ and no pages of other sites.
 import asyncio
 import contextlib
 import json
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 from modelwright.base.errors import RequestError
 from modelwright.serve.body import parse_json
 from modelwright.serve.errors import describe
-from modelwright.serve.openai_api import OpenAIRoutes
 from modelwright.serve.web import FastAPI, WebSocket, WebSocketDisconnect
 
 PATH = "/v1/chat/completions/ws"
@@ -22,10 +22,20 @@ TOO_BIG = 1009  # the protocol's number for a message beyond the limit
 
 
 class SocketRoutes:
-    """The handler of one application."""
+    """The handler of one application.
 
-    def __init__(self, routes: OpenAIRoutes):
-        self.routes = routes
+    Args:
+        chat_stream: Checks a chat request and returns the events of its answer.
+        max_body_bytes: The longest message that is read.
+    """
+
+    def __init__(
+        self,
+        chat_stream: Callable[[dict[str, Any]], Awaitable[AsyncGenerator[bytes, None]]],
+        max_body_bytes: int,
+    ):
+        self.chat_stream = chat_stream
+        self.max_body_bytes = max_body_bytes
 
     def install(self, app: FastAPI) -> None:
         """Add the route to ``app``."""
@@ -39,7 +49,7 @@ class SocketRoutes:
             while True:
                 text = await socket.receive_text()
                 await _end(answering)
-                if len(text.encode()) > self.routes.served.config.max_body_bytes:
+                if len(text.encode()) > self.max_body_bytes:
                     await socket.close(TOO_BIG, "the message is larger than max_body_bytes")
                     return
                 answering = asyncio.ensure_future(self._answer(socket, text))
@@ -54,7 +64,7 @@ class SocketRoutes:
             if body.get("stream") is False:
                 message = "stream is false; over a WebSocket every answer streams. Leave it out, or ask over HTTP."
                 raise RequestError(message, param="stream", code="unsupported_parameter")
-            async with contextlib.aclosing(await self.routes.chat_stream({**body, "stream": True})) as events:
+            async with contextlib.aclosing(await self.chat_stream({**body, "stream": True})) as events:
                 async for event in events:
                     await socket.send_text(event.decode().removeprefix("data: ").rstrip("\n"))
         except (WebSocketDisconnect, OSError):

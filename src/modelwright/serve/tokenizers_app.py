@@ -9,7 +9,6 @@ from modelwright.serve.app import FrontDoor
 from modelwright.serve.errors import install_handlers
 from modelwright.serve.metrics import Metrics
 from modelwright.serve.page import PageFile, read_page
-from modelwright.serve.served import ServeConfig
 from modelwright.serve.tokenizers_api import TokenizerRoutes
 from modelwright.serve.web import FastAPI, HTTPException, Response
 
@@ -47,8 +46,7 @@ def create_tokenizers_app(
 
     app.add_api_route("/", first, methods=["GET"], include_in_schema=False)
     app.add_api_route("/page/{name}", file, methods=["GET"], include_in_schema=False)
-    config = ServeConfig(allowed_hosts=allowed_hosts)
-    app.add_middleware(FrontDoor, metrics=Metrics(None), allowed_hosts=config.allowed_hosts)  # type: ignore[arg-type]
+    app.add_middleware(FrontDoor, metrics=Metrics(None), allowed_hosts=allowed_hosts)  # type: ignore[arg-type]
     return app
 
 

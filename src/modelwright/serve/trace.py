@@ -58,15 +58,18 @@ class Trace:
         token_ids: Sequence[int],
         reason: str,
         adapter: str | None = None,
+        images: Sequence[str] = (),
     ) -> None:
         """Write one completion.
 
         Args:
             reason: Its finish reason, ``abort`` where the client left before the end.
             adapter: The content hash of the adapter it was computed with; None: the model itself.
+            images: The hashes of the pictures in the prompt. The pictures are not kept, so it cannot be replayed.
         """
         row = {"kind": COMPLETION, "prompt_ids": list(prompt_ids), "params": asdict(params)}
         row |= {"adapter": adapter} if adapter is not None else {}
+        row |= {"images": list(images)} if images else {}
         self._write({**row, "token_ids": list(token_ids), "finish_reason": reason})
 
     def _write(self, row: dict[str, Any]) -> None:
@@ -104,7 +107,7 @@ class Replayed:
 
     num_completions: int
     num_tokens: int
-    num_skipped: int  # of another model's fingerprint, or of an adapter that is not loaded
+    num_skipped: int  # of another model's fingerprint, of an adapter that is not loaded, or with pictures
     differences: list[Difference]
 
 
@@ -147,9 +150,8 @@ def engine_settings(path: Path) -> dict[str, Any]:
 def replay(path: Path, llm: "LLM") -> Replayed:
     """Compute every completion of a trace again and compare the tokens.
 
-    Completions of a model with another fingerprint, or of an adapter that ``llm`` has not loaded, are counted and left
-    out. Of one that was aborted, the tokens that
-    had come are compared.
+    Completions of a model with another fingerprint, of an adapter that ``llm`` has not loaded, and those whose prompt
+    has pictures are counted and left out. Of one that was aborted, the tokens that had come are compared.
     """
     own, adapters = fingerprint(llm.engine.model), llm.engine.adapters.by_content()
     rows: list[tuple[int, dict[str, Any]]] = []
@@ -157,7 +159,7 @@ def replay(path: Path, llm: "LLM") -> Replayed:
     for number, row in read_trace(path):
         if row["kind"] == START:
             is_own = row["model"] == own
-        elif is_own and row.get("adapter") in (None, *adapters):
+        elif is_own and row.get("adapter") in (None, *adapters) and not row.get("images"):
             rows.append((number, row))
         else:
             num_skipped += 1

@@ -288,9 +288,16 @@ class Tokenizer:
         return self._needed_template().render(messages, add_generation_prompt, tools).text
 
     def apply_chat_template(
-        self, messages: Messages, *, add_generation_prompt: bool = False, tools: Tools = ()
+        self,
+        messages: Messages,
+        *,
+        add_generation_prompt: bool = False,
+        tools: Tools = (),
+        image_token: str = "",
     ) -> list[int]:
         """Return the ids of a conversation; texts of messages and tools never become special tokens.
+
+        Where messages have pictures, ``image_token`` names the special token that stands for each, once.
 
         Where the vocabulary is byte-level, no token spans the point at which the assistant takes over, so that the
         prompt of a turn is a prefix of the conversation that contains its answer.
@@ -298,7 +305,7 @@ class Tokenizer:
         Raises:
             ConfigError: There is no template, or it refused the conversation.
         """
-        return self._chat(messages, add_generation_prompt, is_mask_needed=False, tools=tools).ids
+        return self._chat(messages, add_generation_prompt, False, tools, image_token).ids
 
     def chat_tokens(self, messages: Messages, add_generation_prompt: bool = False, tools: Tools = ()) -> ChatTokens:
         """Return the ids of a conversation and which of them the assistant must produce.
@@ -306,7 +313,7 @@ class Tokenizer:
         Raises:
             ConfigError: The template rewrites earlier turns, so that no mask can be right; or as above.
         """
-        return self._chat(messages, add_generation_prompt, is_mask_needed=True, tools=tools)
+        return self._chat(messages, add_generation_prompt, True, tools, "")
 
     def _needed_template(self) -> ChatTemplate:
         if self._template is None:
@@ -316,16 +323,18 @@ class Tokenizer:
             )
         return self._template
 
-    def _chat(self, messages: Messages, add_generation_prompt: bool, is_mask_needed: bool, tools: Tools) -> ChatTokens:
+    def _chat(
+        self, messages: Messages, add_generation_prompt: bool, is_mask_needed: bool, tools: Tools, image_token: str
+    ) -> ChatTokens:
         template = self._needed_template()
-        rendered = template.render(messages, add_generation_prompt, tools, find_generated=is_mask_needed)
+        rendered = template.render(messages, add_generation_prompt, tools, is_mask_needed, image_token)
         if is_mask_needed and template.marks_generation:  # the template says itself what is learned
             marked = rendered.generated
             ids, starts = self._encode_marked(
                 rendered.text, rendered.marks, {place for span in marked for place in span}
             )
             return ChatTokens(ids, [any(start <= at < end for start, end in marked) for at in starts])
-        found = assistant_spans(template, messages, rendered.text, tools)
+        found = assistant_spans(template, messages, rendered.text, tools, image_token)
         spans = [span for span in found if span is not None]
         if is_mask_needed and len(spans) < len(found):
             raise ConfigError(

@@ -8,10 +8,13 @@ together, and the second rendering is used. No fixed sentinel exists that a mess
 
 Source: the rendering rules of ``transformers`` (trim_blocks, lstrip_blocks, loop controls, ``tojson``,
 ``raise_exception``, ``strftime_now``, the ``generation`` tag, ``tools``). A template that knows no tools is given them
-as plain text (`tokenizer.tool_text`). Not done: documents as a template argument.
+as plain text (`tokenizer.tool_text`). Pictures stand in a text as a private character until the template is filled:
+one that reads content as parts (LLaVA's) is given parts and writes its own image token, any other gets the token in
+the text. Not done: documents as a template argument.
 """
 
 import contextvars
+import functools
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -146,6 +149,25 @@ def _message_row(message: Message) -> dict[str, Any]:
     return row
 
 
+def _with_pictures(
+    messages: Sequence[Message | Mapping[str, Any]], rows: list[dict[str, Any]], mark: str
+) -> list[dict[str, Any]]:
+    """Return the rows with a character in their contents where a picture stands."""
+    marked = []
+    for message, row in zip(messages, rows, strict=True):
+        content, images = row["content"], message.images if isinstance(message, Message) else ()
+        for place, _ in sorted(images, key=lambda image: image[0], reverse=True):
+            content = content[:place] + mark + content[place:]
+        marked.append({**row, "content": content})
+    return marked
+
+
+def _in_parts(content: str, mark: str) -> list[dict[str, str]]:
+    """Return a content as the parts that some templates read."""
+    pieces = re.split(f"({re.escape(mark)})", content) if mark else [content]
+    return [{"type": "image"} if p == mark else {"type": "text", "text": p} for p in pieces if p]
+
+
 def _parsed(arguments: str) -> Any:
     try:
         return json.loads(arguments)
@@ -229,12 +251,32 @@ class ChatTemplate:
                 f"The chat template is not valid Jinja: {error}. Mend chat_template.jinja or give another template."
             ) from error
 
+    @functools.cached_property
+    def takes_parts(self) -> bool:
+        """True where a message's content must be a list of parts: a plain text would be left out, without a word."""
+        probe = "Zq"
+        found = []
+        for content in (probe, [{"type": "text", "text": probe}]):
+            try:
+                text = self._compiled.render(
+                    messages=[{"role": "user", "content": content}],
+                    add_generation_prompt=True,
+                    tools=None,
+                    documents=None,
+                    **self._roles,
+                )
+            except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError):
+                text = ""
+            found.append(probe in text and "'type'" not in text)  # a list that was written as it is does not count
+        return found == [False, True]
+
     def render(
         self,
         messages: Sequence[Message | Mapping[str, Any]],
         add_generation_prompt: bool = False,
         tools: Sequence[Mapping[str, Any]] = (),
         find_generated: bool = False,
+        image_token: str = "",
     ) -> Rendered:
         """Render a conversation.
 
@@ -243,6 +285,7 @@ class ChatTemplate:
             add_generation_prompt: Whether the assistant's turn is opened at the end.
             tools: Functions that the assistant may call, ``{"type": "function", "function": {...}}`` each.
             find_generated: Whether to tell what stands inside ``{% generation %}``.
+            image_token: The special token that stands for a picture; empty: the model reads none.
 
         Raises:
             ConfigError: The template refused the conversation, the message carries its reason; or it changes the text
@@ -250,6 +293,7 @@ class ChatTemplate:
             DataError: A message is malformed.
         """
         rows, offered = as_dicts(messages), [dict(tool) for tool in tools]
+        rows, mark = self._mark_pictures(messages, rows, image_token)
         if not self.takes_tools and (offered or has_tool_turns(rows)):
             rows, offered = write_tools(rows, offered), []
         written = _letters(rows, offered)
@@ -260,8 +304,9 @@ class ChatTemplate:
             starts = {match.start() for match in self._any_mark.finditer(text)}
             return "".join(private.get(c, c) if i in starts else c for i, c in enumerate(text)) if starts else text
 
+        fill = functools.partial(self._fill, is_open=add_generation_prompt, picture=(mark, image_token))
         shown = _map_rows(rows, hide_tokens)
-        rendered = self._fill(shown, add_generation_prompt, _map_texts(offered, hide_tokens))
+        rendered = fill(shown, _map_texts(offered, hide_tokens))
         marks = self._marks(rendered)
         if written.intersection(self._alphabet):
             hide_all = str.maketrans({c: private[c] for c in self._alphabet})
@@ -269,7 +314,7 @@ class ChatTemplate:
             def hide(text: str) -> str:
                 return hide_tokens(text).translate(hide_all)
 
-            strict = self._fill(_map_texts(rows, hide), add_generation_prompt, _map_texts(offered, hide))
+            strict = fill(_map_texts(rows, hide), _map_texts(offered, hide))
             strict_marks = self._marks(strict)
             if [mark[2] for mark in marks] != [mark[2] for mark in strict_marks]:
                 rendered, marks, shown = strict, strict_marks, _map_texts(rows, hide)
@@ -278,11 +323,26 @@ class ChatTemplate:
             left, right = (chr(code) for code in _free_codes({*written, *private.values(), *self.source}, 2))
             known = _BRACKETS.set((left, right))
             try:
-                bracketed = self._fill(shown, add_generation_prompt, _map_texts(offered, hide_tokens))
+                bracketed = fill(shown, _map_texts(offered, hide_tokens))
             finally:
                 _BRACKETS.reset(known)
             generated = _cut_brackets(bracketed, rendered, left, right)
         return Rendered(rendered.translate(back), marks, generated)
+
+    def _mark_pictures(
+        self, messages: Sequence[Message | Mapping[str, Any]], rows: list[dict[str, Any]], image_token: str
+    ) -> tuple[list[dict[str, Any]], str]:
+        """Return the rows with a private character for each picture, and that character; none: there are none."""
+        if not any(isinstance(message, Message) and message.images for message in messages):
+            return rows, ""
+        if image_token not in self._specials:
+            raise DataError(
+                f"A message has pictures, and the image token is {image_token!r}, which is no special token here. "
+                "Send text alone, or use a model that sees with its own tokenizer."
+            )
+        taken = _letters(rows, []) | set(self.source) | set("".join(self._specials))
+        mark = chr(_free_codes(taken, 1)[0])
+        return _with_pictures(messages, rows, mark), mark
 
     def _private(self, written: set[str]) -> dict[str, str]:
         """Give each character that may be hidden a private one that no text here contains."""
@@ -293,15 +353,21 @@ class ChatTemplate:
     def _marks(self, text: str) -> tuple[tuple[int, int, str], ...]:
         return tuple((match.start(), match.end(), match.group()) for match in self._mark.finditer(text))
 
-    def _fill(self, rows: list[dict[str, Any]], add_generation_prompt: bool, tools: list[dict[str, Any]]) -> str:
+    def _fill(
+        self, rows: list[dict[str, Any]], tools: list[dict[str, Any]], is_open: bool, picture: tuple[str, str]
+    ) -> str:
+        mark, image_token = picture
+        if self.takes_parts:
+            rows = [{**row, "content": _in_parts(row["content"], mark)} for row in rows]
         try:
-            return self._compiled.render(
+            text = self._compiled.render(
                 messages=rows,
-                add_generation_prompt=add_generation_prompt,
+                add_generation_prompt=is_open,
                 tools=tools or None,
                 documents=None,
                 **self._roles,
             )
+            return text.replace(mark, image_token) if mark else text
         except jinja2.TemplateError as error:
             raise ConfigError(
                 f"The chat template refused the conversation: {error}. Roles were: "
@@ -344,20 +410,20 @@ def assistant_spans(
     messages: Sequence[Message | Mapping[str, Any]],
     whole: str,
     tools: Sequence[Mapping[str, Any]] = (),
+    image_token: str = "",
 ) -> list[tuple[int, int] | None]:
     """Return, for each assistant message, where the text it must produce stands in ``whole``, in characters.
 
     A span begins right after the generation prompt and ends where the turn's rendering ends. It is None where the
     template is not prefix-preserving, that is, where the turns before read differently once later ones are there.
     """
-    rows = as_dicts(messages)
     spans: list[tuple[int, int] | None] = []
-    for number, row in enumerate(rows):
+    for number, row in enumerate(as_dicts(messages)):
         if row["role"] != "assistant":
             continue
         try:
-            before = template.render(rows[:number], add_generation_prompt=True, tools=tools).text
-            after = template.render(rows[: number + 1], tools=tools).text
+            before = template.render(messages[:number], True, tools, image_token=image_token).text
+            after = template.render(messages[: number + 1], tools=tools, image_token=image_token).text
         except ConfigError:  # some templates refuse a conversation that ends here
             spans.append(None)
             continue

@@ -1,11 +1,11 @@
 """What a training step holds in memory, part by part, found by doing the step with tensors that have no numbers.
 
 The loop's own step (`modelwright.train.loop.Run.do_step`: model, adapter, objective, recomputation, clipping,
-optimizer, average, layout) runs on fake tensors: shapes without storage. Every tensor that is made or freed moves a count of bytes
-that live; the largest count is the peak, and what lives at that moment is told apart: weights, gradients, optimizer
+optimizer, average, layout) runs on fake tensors: shapes without storage. Every tensor that is made or freed moves a
+count of bytes that live; the largest count is the peak, and what lives at that moment is told apart: weights, gradients, optimizer
 state, logits, and activations with what is passing. So a plan knows what recomputation, an adapter or a smaller batch
-does without a formula for any of them. What lives is counted exactly. The C library holds more, because a hole serves no
-block of its own size (it looks for 112 bytes more when a block must be aligned); that is a measured share, on a CPU.
+does without a formula for any of them. What lives is counted exactly. The C library holds more, because a hole serves
+no block of its own size (it looks for 112 bytes more when a block must be aligned); that is a measured share.
 Matrix products are counted on the way.
 
 Later steps begin with optimizer state in place, so the last of several is taken. Not seen: what libraries take for

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import torch._functorch.config as functorch_config
 from torch import Tensor, nn
 
 from modelwright.base import distributed
@@ -41,6 +42,10 @@ from modelwright.train.speed import Speedometer
 from modelwright.train.watchdog import Watchdog, WatchdogConfig
 
 Hook = Callable[["Run", StepReport], None]
+
+# A step of a 15M model in bfloat16, 8 rows of 512: peak of the process 1,471 MB and 1.61 s with all of them, 1,249 MB
+# and 1.84 s with 0.8, 1,213 MB and 1.73 s with 0.6, 1,083 MB and 1.80 s with 0.4 (medians of seven, spread 0.4 s).
+COMPILED_ACTIVATIONS = 0.6
 
 
 @dataclass(frozen=True)
@@ -204,7 +209,11 @@ class Run:
 
 
 def _compile_loss(objective: Objective) -> Callable[[nn.Module, Any], Tensor]:
-    """Compile the loss with the batch's tensors as plain arguments; the shapes of a run are fixed."""
+    """Compile the loss with the batch's tensors as plain arguments; the shapes of a run are fixed.
+
+    The compiler computes the cheapest activations again in the backward pass, until those that are kept take
+    `COMPILED_ACTIVATIONS` of what they would.
+    """
 
     def plain(model: nn.Module, kind: type, values: tuple[Any, ...]) -> Tensor:
         return objective.loss(model, kind(*values))
@@ -212,7 +221,8 @@ def _compile_loss(objective: Objective) -> Callable[[nn.Module, Any], Tensor]:
     compiled = torch.compile(plain, dynamic=False)
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
-        return compiled(model, type(batch), tuple(vars(batch).values()))
+        with functorch_config.patch(activation_memory_budget=COMPILED_ACTIVATIONS):
+            return compiled(model, type(batch), tuple(vars(batch).values()))
 
     return loss
 

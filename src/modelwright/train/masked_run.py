@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from modelwright.base.errors import DataError
-from modelwright.base.files import read_jsonl
 from modelwright.data.encode import TextEncoder, need_token
 from modelwright.data.examples import ExampleLoader, TextBatch, length_mask, pad, random_of
 from modelwright.data.masking import MaskingConfig, mask_tokens
 from modelwright.data.pack import IGNORED
+from modelwright.data.shards import read_texts
 from modelwright.models.weights import load_model, save_model
 from modelwright.train.classify import text_encoder
 from modelwright.train.loop import Hook, LoopConfig
@@ -68,15 +68,13 @@ def _rows(encoder: TextEncoder, config: MaskedConfig, part: str) -> tuple[int, A
     special |= {mask_id, first, last, encoder.pad_id}
     ordinary = np.array([i for i in range(encoder.backend.get_vocab_size()) if i not in special], dtype=np.int64)
     size, rows = encoder.max_tokens - 2, []
-    for encoding in encoder.backend.encode_batch(
-        [row["text"] for row in read_jsonl(config.data / f"{part}.jsonl")], add_special_tokens=False
-    ):
+    for encoding in encoder.backend.encode_batch(list(read_texts(config.data, part)), add_special_tokens=False):
         for start in range(0, len(encoding.ids), size):
             words = encoding.word_ids[start : start + size]
             rows.append(([first, *encoding.ids[start : start + size], last], [None, *words, None]))
     rows = [row for row in rows if len(row[0]) > 3]
     if not rows:
-        raise DataError(f"{config.data} has no text in {part}.jsonl. Give more documents.")
+        raise DataError(f"{config.data} has no text in its part {part}. Give more documents.")
 
     def collate(numbers: Sequence[int], epoch: int) -> TextBatch:
         pairs = [

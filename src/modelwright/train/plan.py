@@ -20,6 +20,7 @@ from modelwright.base.device import has_fast_bf16, measure_matmul_flops, pick_de
 from modelwright.base.errors import ConfigError, DataError
 from modelwright.base.files import read_json, read_jsonl
 from modelwright.base.registry import lookup
+from modelwright.data.blend import source_paths
 from modelwright.data.load import Batch
 from modelwright.models.llama import Llama, LlamaConfig
 from modelwright.nn.adapters import attach_adapter
@@ -41,6 +42,7 @@ from modelwright.train.loop import LoopConfig
 from modelwright.train.memory_plan import Work
 from modelwright.train.objective import CausalLanguageModeling
 from modelwright.train.pretrain import MICRO_BATCH_TOKENS, PretrainConfig, base_config
+from modelwright.train.supply import count_tokens
 from modelwright.train.task_run import TaskParts, with_steps
 
 MAX_LOOKED_AT = 200  # batches of a task's data in which the longest is looked for
@@ -77,8 +79,7 @@ def plan_pretrain(config: PretrainConfig) -> Plan:
         model = LlamaConfig(vocab_size=tokenizer.vocab_size, max_seq_len=config.max_seq_len, **to_dict(config.shape))
     else:
         assert config.minutes is not None
-        texts = [row["text"] for row in read_jsonl(config.data / "train.jsonl")]
-        num_tokens = sum(map(len, tokenizer.encode_batch(texts)))
+        num_tokens = sum(count_tokens(path, tokenizer) for path in source_paths(config.data))
         model = derive_shape(tokenizer.vocab_size, config.max_seq_len, num_tokens, config.minutes * 60, rate)
     loop = config.loop
     if loop.num_steps is None:

@@ -14,18 +14,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from modelwright.base import distributed
 from modelwright.base.artifact import new_artifact
 from modelwright.base.config import build, to_dict
 from modelwright.base.device import can_compile, has_fast_bf16, measure_matmul_flops, pick_device
-from modelwright.base.errors import ConfigError, DataError
-from modelwright.base.files import read_json, read_jsonl, write_json
+from modelwright.base.errors import ConfigError
+from modelwright.base.files import read_json, write_json
 from modelwright.base.progress import Stopwatch, console, human_count
-from modelwright.data.load import RowLoader
-from modelwright.data.pack import stream_rows
+from modelwright.data.blend import BlendConfig, source_paths
 from modelwright.models.llama import ARCHITECTURE_OF, Llama, LlamaConfig
 from modelwright.models.weights import load_model, read_config, save_model
 from modelwright.nn.init import init_weights
@@ -35,6 +33,7 @@ from modelwright.train.budget import count_parameters, derive_batch_tokens, deri
 from modelwright.train.checkpoint import continue_plan
 from modelwright.train.loop import Hook, LoopConfig, Run, measure_step_seconds, train
 from modelwright.train.objective import CausalLanguageModeling
+from modelwright.train.supply import BlendSupply, Supply, open_supply
 
 # Rows a forward pass: enough to keep the cores busy, few enough that activations stay in a few hundred megabytes.
 MICRO_BATCH_TOKENS = 4096
@@ -58,7 +57,7 @@ class ShapeConfig:
 class PretrainConfig:
     """A pre-training run from a data set to a model folder."""
 
-    data: Path  # data set folder that mw data made, with train.jsonl
+    data: Path | BlendConfig  # data set of mw data or mw data run, token shards of mw shards, or a section of several
     tokenizer: Path  # tokenizer folder
     out: Path  # model folder to make
     minutes: float | None = None  # time budget from which shape and steps are derived; None: give shape and num_steps
@@ -96,15 +95,15 @@ def run_pretrain(config: PretrainConfig, hooks: Sequence[Hook] = ()) -> Pretrain
     """
     watch = Stopwatch()
     tokenizer = load_tokenizer(config.tokenizer)
-    documents = encode_documents(config.data / "train.jsonl", tokenizer)
     work = config.out.with_name(config.out.name + ".run")
-    model_config, loop, rate = _resolve(config, tokenizer, documents, work, watch)
+    supply = open_supply(config.data, tokenizer, config.max_seq_len, work)
+    model_config, loop, rate = _resolve(config, tokenizer, supply, work, watch)
     model = _first_model(config, model_config, loop.seed)
-    loader = _make_loader(documents, config.max_seq_len, tokenizer.eos_id, loop)
+    loader = supply.loader(loop)
     started, first = Stopwatch(), _FirstSteps()
     run = train(model, CausalLanguageModeling(), loader, loop, folder=work, hooks=[first, *hooks], name="pre-train")
     figures = _figures(model_config, loop, config.max_seq_len, rate, first.seconds_per_step(run), started.seconds)
-    parents = [config.data, config.tokenizer]
+    parents = [path for path in source_paths(config.data) if (path / "manifest.json").is_file()] + [config.tokenizer]
     if config.base is not None and (config.base / "manifest.json").is_file():
         parents.append(config.base)
     with new_artifact(config.out, "model", settings=to_dict(config), parents=parents, seed=loop.seed) as (
@@ -113,33 +112,17 @@ def run_pretrain(config: PretrainConfig, hooks: Sequence[Hook] = ()) -> Pretrain
     ):
         save_model(model, folder)
         tokenizer.save(folder)
-        write_json(folder / "training.json", {"figures": figures, "losses": run.losses, "loop": to_dict(loop)})
+        told = {"figures": figures, "losses": run.losses, "loop": to_dict(loop)}
+        if isinstance(supply, BlendSupply):
+            told["data"] = supply.blend.describe(figures["tokens"] // config.max_seq_len)
+        write_json(folder / "training.json", told)
         measured.update(figures)
     shutil.rmtree(work, ignore_errors=True)
     return PretrainResult(config.out, figures, run.losses)
 
 
-def encode_documents(file: Path, tokenizer: Tokenizer) -> list[np.ndarray]:
-    """Return the token ids of every document of a ``.jsonl`` file with a ``text`` field.
-
-    Raises:
-        DataError: The file is missing or holds no text.
-    """
-    texts = [row["text"] for row in read_jsonl(file)]
-    if not texts:
-        raise DataError(f"{file} holds no document. Make the data set again from documents with text.")
-    return [np.array(ids, dtype=np.int64) for ids in tokenizer.encode_batch(texts)]
-
-
-def _make_loader(documents: list[np.ndarray], row_len: int, separator_id: int, loop: LoopConfig) -> RowLoader:
-    return RowLoader(
-        lambda epoch: stream_rows(documents, row_len, separator_id, seed=loop.seed * 100_003 + epoch),
-        loop.micro_batch_size,
-    )
-
-
 def _resolve(
-    config: PretrainConfig, tokenizer: Tokenizer, documents: list[np.ndarray], work: Path, watch: Stopwatch
+    config: PretrainConfig, tokenizer: Tokenizer, supply: Supply, work: Path, watch: Stopwatch
 ) -> tuple[LlamaConfig, LoopConfig, float]:
     """Return the model, the loop with its number of steps, and the machine's matrix rate; derived ones are kept."""
     kept = work / "plan.json"
@@ -151,11 +134,10 @@ def _resolve(
     rate = distributed.share(
         measure_matmul_flops(device, torch.bfloat16 if has_fast_bf16(device) else torch.float32, 0.5)
     )
-    num_tokens = sum(len(ids) for ids in documents)
-    model_config = _shape(config, tokenizer, num_tokens, rate)
+    model_config = _shape(config, tokenizer, supply.num_tokens, rate)
     loop = config.loop
     if loop.num_steps is None:
-        loop = _fit_steps(config, model_config, documents, tokenizer.eos_id, rate, watch)
+        loop = _fit_steps(config, model_config, supply, rate, watch)
     values = {
         "settings": to_dict(config),
         "model": model_config.to_hf(),
@@ -208,8 +190,7 @@ def _first_model(config: PretrainConfig, model_config: LlamaConfig, seed: int) -
 def _fit_steps(
     config: PretrainConfig,
     model_config: LlamaConfig,
-    documents: list[np.ndarray],
-    separator_id: int,
+    supply: Supply,
     rate: float,
     watch: Stopwatch,
 ) -> LoopConfig:
@@ -231,7 +212,7 @@ def _fit_steps(
         num_steps=1_000_000,
     )
     model = _first_model(config, model_config, loop.seed)
-    run = Run(model, CausalLanguageModeling(), _make_loader(documents, row_len, separator_id, loop), loop)
+    run = Run(model, CausalLanguageModeling(), supply.loader(loop), loop)
     seconds = measure_step_seconds(run)
     num_steps = distributed.share(max(10, int((config.minutes * 60 - watch.seconds) / seconds)))
     _announce(model_config, num_tokens=num_steps * batch, batch=batch, rate=rate)

@@ -32,8 +32,8 @@ from modelwright.train.checkpoint import FREE_SETTINGS
 from modelwright.train.finetune import mean_loss
 from modelwright.train.loop import Hook, LoopConfig, train
 from modelwright.train.objective import CausalLanguageModeling
-from modelwright.train.pretrain import encode_documents
 from modelwright.train.scaling_law import FittedLaw, fit_law
+from modelwright.train.supply import encode_documents
 
 HEAD_DIM = 16  # small enough that the smallest rung has a head of its own
 
@@ -111,8 +111,8 @@ def run_scaling(config: ScalingConfig, hooks: Sequence[Hook] = ()) -> ScalingRes
     work = config.out.with_name(config.out.name + ".run")
     _settle(config, work)
     tokenizer = load_tokenizer(config.tokenizer)
-    documents = encode_documents(config.data / "train.jsonl", tokenizer)
-    held_text = encode_documents(config.data / "validation.jsonl", tokenizer)
+    documents = encode_documents(config.data, "train", tokenizer)
+    held_text = encode_documents(config.data, "validation", tokenizer)
     held_rows = _first_rows(stream_rows(held_text, config.max_seq_len, tokenizer.eos_id, 0), config)
     ladder = config.ladder
     num_tokens = sum(map(len, documents))

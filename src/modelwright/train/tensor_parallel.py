@@ -1,9 +1,8 @@
-"""Tensor parallelism: each rank computes a part of every layer, read from the types of a decoder's modules.
+"""Tensor parallelism: each rank computes a part of every layer, cut as `modelwright.models.cut` says.
 
-Columns of q, k, v, gate and up (so whole heads, and a part of the hidden layer), rows of o and down; the halves meet in
-one sum a layer and direction. The embedding and the output matrix are cut by tokens. The loss of a language model is
-taken from the parts of the logits (`modelwright.nn.cross_entropy_parts`); whoever calls the output matrix gets all
-logits gathered. Norms stand on every rank.
+The halves meet in one sum a layer and direction. The embedding and the output matrix are cut by tokens. The loss of a
+language model is taken from the parts of the logits (`modelwright.nn.cross_entropy_parts`); whoever calls the output
+matrix gets all logits gathered. Norms stand on every rank.
 
 Source: Shoeybi et al. 2019, arXiv:1909.08053, section 3. Not here: adapters, experts, recurrent layers, a sequence
 split between the ranks in the norms (Korthikanti et al. 2022).
@@ -18,14 +17,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 
-from modelwright.base.errors import ConfigError
+from modelwright.models.cut import layer_cuts
 from modelwright.models.decoder import Decoder
 from modelwright.nn.attention import Attention
-from modelwright.nn.mlp import GatedMlp, Mlp
-from modelwright.nn.norm import RMSNorm
-from modelwright.nn.positions import LearnedPositions
-
-WHOLE = (RMSNorm, nn.LayerNorm, LearnedPositions)  # modules with weights that every rank keeps
 
 
 def tensor_plan(model: nn.Module, num_ranks: int) -> dict[str, ParallelStyle]:
@@ -34,52 +28,12 @@ def tensor_plan(model: nn.Module, num_ranks: int) -> dict[str, ParallelStyle]:
     Raises:
         ConfigError: The model is no decoder of known layers, or its heads do not divide.
     """
-    if not isinstance(model, Decoder):
-        raise ConfigError(f"loop.parallel.tensor is {num_ranks}; {type(model).__name__} is no decoder. Use shard.")
+    cuts = layer_cuts(model, num_ranks, setting="loop.parallel.tensor", advice="Use shard, which cuts any layer.")
     plan: dict[str, ParallelStyle] = {
         "embed": RowwiseParallel(input_layouts=Replicate()),
         "lm_head": ColwiseParallel(output_layouts=Replicate()),
     }
-    known = {"embed", "lm_head"}
-    for name, module in model.named_modules():
-        if isinstance(module, Attention):
-            _check_heads(name, module, num_ranks)
-            plan |= {f"{name}.{part}": ColwiseParallel() for part in "qkv"}
-            plan[f"{name}.o"] = RowwiseParallel()
-        elif isinstance(module, GatedMlp):
-            plan |= {
-                f"{name}.gate": ColwiseParallel(),
-                f"{name}.up": ColwiseParallel(),
-                f"{name}.down": RowwiseParallel(),
-            }
-        elif isinstance(module, Mlp):
-            plan |= {f"{name}.up": ColwiseParallel(), f"{name}.down": RowwiseParallel()}
-        elif isinstance(module, WHOLE):
-            known.add(name)
-    for name, module in model.named_modules():
-        has_own = next(iter(module.parameters(recurse=False)), None) is not None
-        if has_own and (name not in known | plan.keys() or (name in plan and not _is_plain(module))):
-            raise ConfigError(
-                f"loop.parallel.tensor is {num_ranks}, and {name} is a {type(module).__name__}, which is not cut here. "
-                "Use shard, which cuts any layer."
-            )
-    return plan
-
-
-def _is_plain(module: nn.Module) -> bool:
-    return type(module) in (nn.Linear, nn.Embedding) or hasattr(module, "cap")
-
-
-def _check_heads(name: str, layer: Attention, num_ranks: int) -> None:
-    if layer.options.context_size is not None or layer.sinks is not None:
-        raise ConfigError(f"loop.parallel.tensor is {num_ranks}, and {name} has sinks or looks at another sequence.")
-    for part, kind in ((layer.q, "query"), (layer.k, "key/value")):
-        width: int = part.out_features  # type: ignore[assignment]
-        if (width // layer.head_dim) % num_ranks:
-            raise ConfigError(
-                f"loop.parallel.tensor is {num_ranks}, and {name} has {width // layer.head_dim} {kind} heads, which it "
-                "does not divide. Choose a degree that divides the heads."
-            )
+    return plan | {name: ColwiseParallel() if cut == "columns" else RowwiseParallel() for name, cut in cuts.items()}
 
 
 def apply_tensor(model: nn.Module, mesh: DeviceMesh) -> None:

@@ -1,28 +1,15 @@
 """lm-evaluation-harness over /v1/completions: ``python lm_eval_harness.py BASE_URL MODEL TOKENIZER TASK_FOLDER``.
 
-With a fifth word, ``filled``, alternatives that are null (those of prompt tokens) are read as "not the greedy token",
-where the harness as it is fails. Prints the log-likelihood of every answer and the accuracy as one line of JSON.
+Prints the log-likelihood of every answer and the accuracy as one line of JSON.
 """
 
 import json
 import sys
 
 from lm_eval import simple_evaluate
-from lm_eval.models.openai_completions import LocalCompletionsAPI
 from lm_eval.tasks import TaskManager
 
 base_url, model, tokenizer, folder = sys.argv[1:5]
-if "filled" in sys.argv[5:]:
-    plain = LocalCompletionsAPI.parse_logprobs
-
-    def parse(outputs, **more):
-        for out in outputs if isinstance(outputs, list) else [outputs]:
-            for choice in out["choices"]:
-                told = choice["logprobs"]
-                told["top_logprobs"] = [top or {"": 0.0} for top in told["top_logprobs"]]
-        return plain(outputs, **more)
-
-    LocalCompletionsAPI.parse_logprobs = staticmethod(parse)
 found = simple_evaluate(
     model="local-completions",
     model_args=f"model={model},base_url={base_url}/v1/completions,tokenizer={tokenizer},tokenizer_backend=huggingface,"
