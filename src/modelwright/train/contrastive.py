@@ -3,9 +3,10 @@
     loss = - sum_i log( exp(a_i . p_i / t) / sum_j exp(a_i . c_j / t) )     c: all positives and hard negatives
 
 Candidates come from the whole global batch, whatever its split into micro-batches and ranks: vectors of all are
-computed first without a graph, then the loss and its gradient by the vectors, then each micro-batch again with a graph
-(GradCache; the random state is put back, so that dropout is the same). So eight micro-batches of one give the gradient of one of eight,
-and memory is that of one. A candidate that is the anchor's own positive again, in another group, is not a negative.
+computed first without a graph, then the loss and its gradient by the vectors, then each micro-batch again with a
+graph (GradCache; the random state is put back, so that dropout is the same). So eight micro-batches of one give the
+gradient of one of eight, and memory is that of one. A candidate that is the anchor's own positive again, in another
+group, is not a negative.
 
 SimCSE is a group of one text twice: dropout (`modelwright.train.dropout`) makes the two differ. Matryoshka adds the
 same loss of the first few numbers of each vector, normalised again.

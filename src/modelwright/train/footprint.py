@@ -2,11 +2,11 @@
 
 The loop's own step (`modelwright.train.loop.Run.do_step`: model, adapter, objective, recomputation, clipping,
 optimizer, average, layout) runs on fake tensors: shapes without storage. Every tensor that is made or freed moves a
-count of bytes that live; the largest count is the peak, and what lives at that moment is told apart: weights, gradients, optimizer
-state, logits, and activations with what is passing. So a plan knows what recomputation, an adapter or a smaller batch
-does without a formula for any of them. What lives is counted exactly. The C library holds more, because a hole serves
-no block of its own size (it looks for 112 bytes more when a block must be aligned); that is a measured share.
-Matrix products are counted on the way.
+count of bytes that live; the largest count is the peak, and what lives at that moment is told apart: weights,
+gradients, optimizer state, logits, and activations with what is passing. So a plan knows what recomputation, an
+adapter or a smaller batch does without a formula for any of them. What lives is counted exactly. The C library holds
+more, because a hole serves no block of its own size (it looks for 112 bytes more when a block must be aligned); that
+is a measured share. Matrix products are counted on the way.
 
 Later steps begin with optimizer state in place, so the last of several is taken. Not seen: what libraries take for
 themselves while they multiply, what a compiler would fuse away, and paged optimizer state, which stands outside of the
@@ -219,27 +219,12 @@ def trace_step(
         trained_share: Of the positions, those that an objective chooses to take a loss of.
     """
     ledger = _Ledger(vocab_size, trained_share)
-    num_micro = loop.grad_accum_steps if loop.parallel.inner > 1 else min(loop.grad_accum_steps, MAX_MICRO)
-    settings = replace(
-        loop,
-        num_steps=NUM_STEPS,
-        grad_accum_steps=num_micro,
-        device="cpu",
-        precision="bf16" if precision == "fp8" else precision,
-        compile=False,
-        checkpoint=CheckpointConfig(),
-        lengths=None,
-    )
-    gradients: set[int] = set()
-    batches: set[int] = set()
-    waiting = 0
+    settings = _settings(loop, precision)
+    batches: dict[str, set[int]] = {"batch": set()}
 
     def next_batch() -> Any:
-        nonlocal waiting
         batch = make_micro_batch()
-        tensors = [value for value in vars(batch).values() if isinstance(value, Tensor)]
-        batches.update(ledger.keys(tensors))
-        waiting = (loop.grad_accum_steps - num_micro) * sum(t.numel() * t.element_size() for t in tensors)
+        batches["batch"] |= ledger.keys(_tensors(batch))
         return batch
 
     with FakeTensorMode(allow_non_fake_inputs=True), ledger, ledger.following():
@@ -247,38 +232,64 @@ def trace_step(
         loading = ledger.peak
         vars(model)["to"] = lambda *_: model  # it is there already, and fake tensors cannot be moved in place
         run = Run(model, objective, _Again(next_batch), settings)  # type: ignore[arg-type]
-        plain = run.optimizer.step
-
-        def step() -> None:
-            gradients.update(ledger.keys(p.grad for p in run.optimizer.parameters() if p.grad is not None))
-            plain()
-
-        run.optimizer.step = step  # type: ignore[method-assign]
-        for _ in range(NUM_STEPS):
-            ledger.peak, ledger.flops = 0, 0.0
-            run.do_step()
-        states = ledger.keys(
-            value
-            for rule in run.optimizer.optimizers.values()
-            for state in rule.state.values()
-            for value in tree_leaves(state)
-            if isinstance(value, Tensor)
-        )
-        weights = ledger.keys(run.model.parameters()) | ledger.keys(run.model.buffers())
-        if run.ema is not None:
-            states |= ledger.keys(run.ema.averages.values())
-        known = {"weights": weights, "gradients": gradients, "optimizer": states, "batch": batches}
+        known = {**_do_steps(run, ledger), **batches}
         found = _by_part(ledger, known)
-        kept = states | ledger.keys(p for p in run.model.parameters() if p.requires_grad)
+        kept = known["optimizer"] | ledger.keys(p for p in run.model.parameters() if p.requires_grad)
+        times = loop.grad_accum_steps / settings.grad_accum_steps
         facts = replace(
             _facts(run.model),
-            kept_bytes=sum(ledger.sizes[key] for key in kept if key in ledger.sizes),
-            flops=ledger.flops * loop.grad_accum_steps / num_micro,
+            kept_bytes=sum(ledger.sizes.get(key, 0) for key in kept),
+            flops=ledger.flops * times,
         )
-    found = replace(
-        found, batch=found.batch + waiting, allocator=round(HELD_SHARE * (found.activations + found.logits))
-    )
+        a_batch = sum(t.numel() * t.element_size() for t in _tensors(make_micro_batch()))
+    waiting = (loop.grad_accum_steps - settings.grad_accum_steps) * a_batch
+    held = round(HELD_SHARE * (found.activations + found.logits))
+    found = replace(found, batch=found.batch + waiting, allocator=held)
     return replace(found, loading=max(0, loading - found.total), facts=facts)
+
+
+def _settings(loop: LoopConfig, precision: str) -> LoopConfig:
+    """Return the loop as it is traced."""
+    return replace(
+        loop,
+        num_steps=NUM_STEPS,
+        grad_accum_steps=loop.grad_accum_steps if loop.parallel.inner > 1 else min(loop.grad_accum_steps, MAX_MICRO),
+        device="cpu",
+        precision="bf16" if precision == "fp8" else precision,
+        compile=False,
+        checkpoint=CheckpointConfig(),
+        lengths=None,
+    )
+
+
+def _do_steps(run: Run, ledger: _Ledger) -> dict[str, set[int]]:
+    """Do the steps; return which storages are weights, gradients and optimizer state."""
+    gradients: set[int] = set()
+    plain = run.optimizer.step
+
+    def step() -> None:
+        gradients.update(ledger.keys(p.grad for p in run.optimizer.parameters() if p.grad is not None))
+        plain()
+
+    run.optimizer.step = step  # type: ignore[method-assign]
+    for _ in range(NUM_STEPS):
+        ledger.peak, ledger.flops = 0, 0.0
+        run.do_step()
+    states = ledger.keys(
+        value
+        for rule in run.optimizer.optimizers.values()
+        for state in rule.state.values()
+        for value in tree_leaves(state)
+        if isinstance(value, Tensor)
+    )
+    if run.ema is not None:
+        states |= ledger.keys(run.ema.averages.values())
+    weights = ledger.keys(run.model.parameters()) | ledger.keys(run.model.buffers())
+    return {"weights": weights, "gradients": gradients, "optimizer": states}
+
+
+def _tensors(batch: Any) -> list[Tensor]:
+    return [value for value in vars(batch).values() if isinstance(value, Tensor)]
 
 
 def _by_part(ledger: _Ledger, known: dict[str, set[int]]) -> Footprint:
