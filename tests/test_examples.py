@@ -1,5 +1,6 @@
 """Every example is short and runs as its docstring says, in an interpreter of its own."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -82,3 +83,15 @@ def test_role_play_template_passes_its_checks_and_trains_the_game_master():
     shown = run_example("role_play_template.py")
     assert "wrong" not in shown
     assert "[narrator\nThe hinges give way, and cold air meets you.]" in shown and "[I force" not in shown
+
+
+def test_arithmetic_dataset_keeps_the_held_out_sums_apart_and_writes_them_right(tmp_path: Path):
+    assert "300 sums" in run_example("arithmetic_dataset.py", tmp_path, 300)
+    seen = {}
+    for part in ("train", "validation"):
+        rows = [json.loads(line)["messages"] for line in (tmp_path / f"{part}.jsonl").read_text().splitlines()]
+        seen[part] = {row[0]["content"] for row in rows}
+        for question, answer in ([message["content"].replace(" ", "") for message in row] for row in rows):
+            a, _, b = question.removesuffix("=").partition("+")
+            assert int(answer[::-1]) == int(a) + int(b)
+    assert len(seen["validation"]) == 15 and not seen["train"] & seen["validation"]

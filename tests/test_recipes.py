@@ -1,6 +1,7 @@
 """Every recipe loads, can be planned, and runs at toy size through overrides alone."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from tests.conftest import Toy
 
 from modelwright.base.artifact import lineage, verify
 from modelwright.base.errors import ConfigError
+from modelwright.base.files import write_jsonl
 from modelwright.base.registry import lookup
 from modelwright.cli.recipe import read_training_recipe
 from modelwright.models.weights import load_model
@@ -39,7 +41,15 @@ def tiny_arguments(recipe: Path, toy: Toy, out: Path) -> list[str]:
         # The test is one process.
         alone = ["--loop.parallel.shard=1", "--loop.parallel.zero=3"] if "parallel" in values.get("loop", {}) else []
         return [f"--data={toy.data}", f"--tokenizer={toy.tokenizer}", f"--out={out}", *TINY, *TINY_SHAPE, *alone]
-    return [f"--data={toy.pairs}", f"--base={toy.model}", f"--out={out}", *TINY]
+    data, length = toy.pairs, 128
+    if "pairs" in values:  # rows of the fields that its pattern names
+        data = out.parent / "rows.jsonl"
+        fields = {name for text in values["pairs"].values() for name in re.findall(r"\{(\w+)\}", text)}
+        write_jsonl(data, [{name: f"{name} {i}" for name in fields} for i in range(30)])
+    elif values.get("template") == "alpaca":
+        data, length = out.parent / "alpaca.jsonl", 256  # the prompt itself is long in so small a vocabulary
+        write_jsonl(data, [{"instruction": f"Say {i}.", "input": "", "output": f"{i}"} for i in range(30)])
+    return [f"--data={data}", f"--base={toy.model}", f"--out={out}", *TINY, f"--max_seq_len={length}"]
 
 
 def test_there_are_recipes_for_every_method():
@@ -98,7 +108,7 @@ def test_an_adapter_costs_gradients_and_optimizer_state_for_itself_alone(toy: To
     trained = adapter.parameters - everything.parameters
     assert 0 < trained < everything.parameters
     assert adapter.gradient_bytes == 4 * trained
-    assert adapter.optimizer_bytes in (4 * trained, 8 * trained)  # Muon keeps one moment, AdamW two
+    assert 8 * trained <= adapter.optimizer_bytes < 8.3 * trained  # AdamW: two moments, and a count for each tensor
     assert everything.gradient_bytes == 4 * everything.parameters
 
 

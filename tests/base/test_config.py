@@ -65,6 +65,45 @@ def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_defaults(tmp_
     assert (found.num_steps, found.title, found.is_shuffled) == (7, "from recipe", False)
 
 
+@dataclass(frozen=True)
+class Rule:
+    name: str = "plain"
+    rate: float = 1.0
+    steps: int = 3
+
+    def choose(self, name: str) -> "Rule":
+        return Rule(name, rate=self.rate)
+
+
+@dataclass(frozen=True)
+class Loop:
+    rule: Rule = field(default_factory=Rule)
+    size: int = 16
+    inner: Inner = field(default_factory=Inner)
+    other: Inner | None = None
+
+
+@dataclass(frozen=True)
+class Method:
+    loop: Loop = field(default_factory=lambda: Loop(Rule("lean", 0.1, 9), 8, Inner(0.5, "muon")))
+
+
+def test_an_override_is_laid_over_the_defaults_of_its_section():
+    assert load(Method, {}).loop == Method().loop
+    found = load(Method, {"loop": {"size": 4, "rule": {"steps": 5}}}, ["--loop.inner.learning_rate=0.25"]).loop
+    assert found == Loop(Rule("lean", 0.1, 5), 4, Inner(0.25, "muon"))
+    assert load(Method, {"loop": {"other": {"name": "muon"}}}).loop.other == Inner(name="muon")
+    assert load(Method, to_dict(Method(Loop()))) == Method(Loop())
+
+
+def test_a_section_with_another_name_begins_with_the_defaults_of_that_choice():
+    assert load(Method, {}, ["--loop.rule.name=wide"]).loop.rule == Rule("wide", 0.1, 3)
+    assert load(Method, {}, ["--loop.inner.name=adamw"]).loop.inner == Inner()
+    assert load(Method, {}, ["--loop.inner.name=muon"]).loop.inner == Inner(0.5, "muon")
+    with pytest.raises(ConfigError, match=r"loop\.inner\.name is 'nuon'"):
+        load(Method, {}, ["--loop.inner.name=nuon"])
+
+
 def test_a_tree_survives_yaml_and_back():
     assert build(Outer, yaml.safe_load(yaml.safe_dump(to_dict(WANTED)))) == WANTED
 

@@ -7,6 +7,7 @@ import pytest
 
 from modelwright.base.artifact import verify
 from modelwright.cli.main import main
+from modelwright.models.ngram import NgramModel
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "data" / "web.yaml"
 SECRET = "ghp_" + "a8Fk29dLq0ZxW7mN3bVc5RtY1uIoP4sGhJ6e"
@@ -135,6 +136,28 @@ def test_scrub_takes_mode_and_kinds(tmp_path: Path, capsys, monkeypatch):
     ):
         code, _, err = mw(capsys, "scrub", source, out, *wrong)
         assert code == 1 and why in err
+
+
+@pytest.mark.parametrize("kind", ["n-grams", "decoder"])
+def test_a_pipeline_file_removes_by_the_perplexity_of_a_model_trained_here(tmp_path: Path, capsys, toy, kind):
+    model, most = toy.model, 500.0  # three steps of training: nearly as many guesses as there are tokens
+    if kind == "n-grams":
+        model, most = tmp_path / "pages.arpa", 60.0
+        NgramModel.train(PAGE.split(". "), order=2).save_arpa(model)
+    rows = [{"id": "page", "text": PAGE}, {"id": "noise", "text": "qzx vvk 0x3f;; " * 20}]
+    source, recipe = write_rows(tmp_path / "in.jsonl", *rows), tmp_path / "pipeline.yaml"
+    step = f"{{step: perplexity, max_perplexity: {most}, model: {model}}}"
+    recipe.write_text(f"source: {source}\nsteps: [{step}]\nout: {tmp_path / 'out'}\n")
+    code, out, err = mw(capsys, "run", recipe, "--workers", 2)
+    assert code == 0, out + err
+    kept = [row["id"] for row in read_rows(tmp_path / "out" / "train.jsonl")]
+    removed = [(row["id"], row["reason"]) for row in read_rows(tmp_path / "out" / "removed.jsonl")]
+    assert len(kept) + len(removed) == 2 and all("perplexity" in reason for _, reason in removed)
+    if kind == "n-grams":
+        assert kept == ["page"]
+    recipe.write_text(f"source: {source}\nsteps: [perplexity]\nout: {tmp_path / 'none'}\n")
+    code, _, err = mw(capsys, "run", recipe)
+    assert code == 1 and "perplexity.model is None; expected the folder of a language model" in err
 
 
 def test_decontaminate_removes_what_stands_in_an_evaluation_set(tmp_path: Path, capsys):

@@ -64,11 +64,15 @@ def test_data_prints_the_funnel_and_names_what_could_not_be_read(toy: Toy, tmp_p
     shutil.copytree(toy.documents, folder)
     (folder / "empty.pdf").write_bytes(b"")
     (folder / "fake.docx").write_bytes(b"PK\x03\x04 not really")
-    shown = done(capsys, "data", folder, "--out", tmp_path / "data", "--validation_fraction=0.2")
+    arguments = ["data", str(folder), "--out", str(tmp_path / "data"), "--validation_fraction=0.2"]
+    assert main(arguments) == 3  # done, but something was set aside
+    shown = capsys.readouterr().out
     assert "near duplicates" in shown and "instruction pairs" in shown
     assert "not read empty.pdf" in shown and "not read fake.docx" in shown
     assert verify(tmp_path / "data").parents[0].kind == "documents"
     assert verify(tmp_path / "data-pairs").kind == "dataset"
+    strict = refused(capsys, "data", folder, "--out", tmp_path / "strict", "--strict")
+    assert "empty.pdf" in strict and not (tmp_path / "strict").exists()
 
 
 def test_data_refuses_folders_without_anything_to_read(tmp_path: Path, capsys: Shown):

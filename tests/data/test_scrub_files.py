@@ -2,6 +2,7 @@
 
 import json
 import random
+import tracemalloc
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
@@ -169,6 +170,16 @@ def test_an_endless_line_is_set_aside_unread(tmp_path, monkeypatch):
     rows = [{"id": 1, "text": "a"}, "x" * 5000 + "\n", {"id": 3, "text": "b"}]
     result = scrub_jsonl(write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl")
     assert result.num_documents == 2 and [line for line, _ in result.failures] == [2]
+
+
+def test_a_long_line_takes_a_few_times_its_length(tmp_path):
+    text = "Ask jo@acme.org, or read on about the river and the town on both of its sides. " * 13_000
+    source = write_rows(tmp_path / "in.jsonl", [{"id": 1, "text": text}])
+    tracemalloc.start()
+    result = scrub_jsonl(source, tmp_path / "out.jsonl", tmp_path / "r.jsonl", Scrub(("email",)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert result.counts["EMAIL_ADDRESS"] == 13_000 and peak < 14 * len(text)
 
 
 def test_a_missing_file_is_refused(tmp_path):

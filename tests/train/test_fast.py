@@ -1,11 +1,16 @@
 """Ten lines fine-tune a model in four bits; what does not fit is refused with what does."""
 
+import json
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from tests.conftest import Toy
 
 import modelwright as mw
 from modelwright.base.errors import ConfigError, DataError
+from modelwright.base.files import write_json
 from modelwright.models.weights import load_model
 from modelwright.nn.adapters import trained_parameters
 from modelwright.nn.nf4 import NF4Linear
@@ -35,6 +40,20 @@ def test_ten_lines_fine_tune_a_model(toy: Toy, tmp_path, load_in_4bit):
         model.save_merged(tmp_path / "merged")
         merged = load_model(tmp_path / "merged")(ids).logits
     torch.testing.assert_close(merged.float(), expected.float(), rtol=0.1, atol=0.1)
+
+
+def test_the_ten_lines_of_the_page_run_as_they_stand(toy: Toy, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "finetune.md").read_text(encoding="utf-8")
+    code = re.search(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL).group(1)
+    assert len(code.strip().splitlines()) <= 10 and "load_in_4bit=True" in code
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "base").symlink_to(toy.model)
+    write_json(tmp_path / "alpaca.json", ROWS)
+    exec(compile(code.replace("num_steps=60", "num_steps=3"), "docs/finetune.md", "exec"), {})
+    assert json.loads((tmp_path / "runs/adapter/adapter_config.json").read_text())["r"] == 16
+    assert "### Response" in (tmp_path / "runs/merged/chat_template.jinja").read_text()
+    assert load_model(tmp_path / "runs/merged").config.num_layers == 2
 
 
 def test_what_does_not_fit_is_refused(toy: Toy):

@@ -64,7 +64,7 @@ def data_of(root, kind):
     return f"{{sources: {sources}, temperature: 2, {order}}}"
 
 
-@pytest.mark.parametrize("kind", ["data set", "mixture"])
+@pytest.mark.parametrize("kind", ["data set", pytest.param("mixture", marks=pytest.mark.slow)])
 def test_killed_run_equals_unharmed_run(prepared, kind):
     data, whole, killed = data_of(prepared, kind), f"whole {kind}", f"killed {kind}"
     quiet = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "stdout": subprocess.DEVNULL, "timeout": 120}

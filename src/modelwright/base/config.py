@@ -67,8 +67,13 @@ def _place(values: dict[str, Any], name: str, value: str) -> None:
     place[last] = value
 
 
-def build(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
-    """Make a ``cls`` from nested plain values, checking every name and type."""
+def build(cls: type[T], values: Mapping[str, Any], where: str = "", default: T | None = None) -> T:
+    """Make a ``cls`` from nested plain values, checking every name and type.
+
+    What is not given stays as it is in ``default``, in nested sections too: an override of one setting leaves a
+    method's other ones alone. A section whose ``name`` is chosen anew begins with the defaults of that choice, which
+    its class may tell by a method ``choose(name)``.
+    """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where.rstrip('.')} is {values!r}; expected a section of settings.")
     known = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
@@ -78,10 +83,13 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
             hint = f"Did you mean {where}{near[0]}?" if near else f"Known here: {', '.join(sorted(known))}."
             raise ConfigError(f"{where}{name} is not a setting. {hint}")
     hints = typing.get_type_hints(cls)
+    default = _chosen_anew(default, values.get("name"))
     arguments = {}
     for name, field in known.items():
         if name in values:
-            arguments[name] = convert(values[name], hints[name], f"{where}{name}")
+            arguments[name] = convert(values[name], hints[name], f"{where}{name}", _default_of(field, default))
+        elif default is not None:
+            arguments[name] = getattr(default, name)
         elif field.default is MISSING and field.default_factory is MISSING:
             raise ConfigError(
                 f"{where}{name} is required and was not given. Write it in the recipe or --{where}{name}=..."
@@ -89,8 +97,21 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     return cls(**arguments)
 
 
-def convert(value: Any, hint: Any, where: str) -> Any:
-    """Turn one YAML or command-line value into the annotated type.
+def _default_of(field: dataclasses.Field[Any], default: Any) -> Any:
+    if default is not None:
+        return getattr(default, field.name)
+    return field.default_factory() if field.default_factory is not MISSING else field.default
+
+
+def _chosen_anew(default: Any, name: Any) -> Any:
+    """Return a section's defaults for the ``name`` that is given, if it is another one."""
+    if default is None or not isinstance(name, str) or name == getattr(default, "name", name):
+        return default
+    return default.choose(name) if hasattr(default, "choose") else None
+
+
+def convert(value: Any, hint: Any, where: str, default: Any = None) -> Any:
+    """Turn one YAML or command-line value into the annotated type; a section is laid over ``default``.
 
     >>> convert("3e-4", float, "optimizer.learning_rate")
     0.0003
@@ -103,11 +124,11 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None or value == "none":
             return None
-        return convert(value, _member_for(value, args), where)
+        return convert(value, _member_for(value, args), where, default)
     if is_dataclass(hint):
-        return (
-            value if isinstance(value, typing.cast(type, hint)) else build(typing.cast(type, hint), value, f"{where}.")
-        )
+        kind = typing.cast(type, hint)
+        under = default if isinstance(default, kind) else None
+        return value if isinstance(value, kind) else build(kind, value, f"{where}.", under)
     if origin is typing.Literal:
         if value not in args:
             near = difflib.get_close_matches(str(value), [str(a) for a in args], n=1)

@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 
 from modelwright.base.config import load
 from modelwright.base.progress import console, human_bytes
-from modelwright.cli.data_run import run
+from modelwright.cli.data_run import EXIT_SET_ASIDE, Strict, run
 from modelwright.cli.data_scrape import scrape
 from modelwright.cli.data_steps import clean, decontaminate, dedup, scrub
 from modelwright.data.pipeline import PrepareConfig
@@ -57,13 +57,14 @@ def prepare(
         Path | None, typer.Argument(help="Folder or file of .md .txt .html .pdf .docx; none: Python's reference.")
     ] = None,
     seed: Annotated[int, typer.Option(help="For the choice of instruction pairs.")] = 0,
+    strict: Strict = False,
 ) -> None:
     """Read, clean, deduplicate, redact and split the documents in DOCS, and make instruction pairs from them.
 
     Takes the settings of preparation as --field=value, for example --min_chars=200 or --redact=email,phone.
     """
     config = load(PrepareConfig, None, context.args)
-    made = make_data(docs, out, config, seed)
+    made = make_data(docs, out, config, seed, is_strict=strict)
     table = Table("stage", "documents in", "removed", "out", "size out", "", box=None, pad_edge=False)
     for row in made.prepared.funnel:
         counts = (f"{n:,}" for n in (row.documents_in, row.documents_removed, row.documents_out))
@@ -80,3 +81,5 @@ def prepare(
         console.print(f"[bold]{made.pairs}[/bold]  {made.num_pairs:,} instruction pairs")
     else:
         console.print("no instruction pairs: the documents hold nothing that the templates can ask about")
+    if made.failures:
+        raise typer.Exit(EXIT_SET_ASIDE)

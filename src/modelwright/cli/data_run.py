@@ -1,5 +1,6 @@
 """``mw data run``: the steps of a pipeline file over its sources."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -7,9 +8,12 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from modelwright.base.errors import ConfigError
 from modelwright.base.progress import console, human_bytes
-from modelwright.data.plan import read_pipeline
+from modelwright.data.plan import NamedStep, read_pipeline
+from modelwright.data.quality import PerplexityFilter
 from modelwright.data.run import RunParams, RunResult, run_pipeline
+from modelwright.evaluate.perplexity import TextPerplexity
 
 MAX_SHOWN = 20
 EXIT_SET_ASIDE = 3  # done, but something could not be used
@@ -38,8 +42,22 @@ def run(
     """
     given = [*context.args, *([f"--out={out}"] if out is not None else [])]
     config = read_pipeline(pipeline, given, source)
+    config = replace(config, steps=tuple(map(_with_scorer, config.steps)))
     result = run_pipeline(config, RunParams(engine, workers, address, strict, keep_work))
     show_run(result)
+
+
+def _with_scorer(named: NamedStep) -> NamedStep:
+    """Hand a step that judges by perplexity the model that its settings name."""
+    step = named.step
+    if not isinstance(step, PerplexityFilter):
+        return named
+    if step.model is None or not step.model.exists():
+        raise ConfigError(
+            f"{named.name}.model is {step.model}; expected the folder of a language model, or an n-gram model's "
+            ".arpa file. Name one that is there."
+        )
+    return replace(named, step=replace(step, score=TextPerplexity(step.model)))
 
 
 def show_run(result: RunResult) -> None:

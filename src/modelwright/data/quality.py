@@ -116,7 +116,8 @@ class PerplexityFilter:
 
     max_perplexity: float | None = None  # None means no bound
     min_perplexity: float | None = None  # below: endless repetition, or a text that the model has seen
-    score: Callable[[str], float] | None = None  # from a text to its perplexity; None: whoever runs the step sets it
+    model: Path | None = None  # of a pipeline file: folder of a language model, or an n-gram model's .arpa file
+    score: Callable[[str], float] | None = None  # from a text to its perplexity; None: mw data run makes it of model
 
     def reason(self, document: Document) -> str:
         """Say which bound the perplexity breaks; empty if none.
@@ -125,7 +126,10 @@ class PerplexityFilter:
             ConfigError: No scorer was set.
         """
         if self.score is None:
-            raise ConfigError("The perplexity filter has no scorer; set score to a function from a text to a number.")
+            raise ConfigError(
+                "The perplexity filter has no scorer. Set score to a function from a text to a number, or in a "
+                "pipeline file model to the folder of a language model or an .arpa file."
+            )
         found = self.score(document.text)
         if math.isnan(found):
             return "the perplexity is not a number"

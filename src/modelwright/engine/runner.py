@@ -14,7 +14,7 @@ Missing keys come from the null block, which is always zero: whatever a freed bl
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -34,6 +34,35 @@ KEY_TILE = 128
 # Up to this many multiply-adds, torch computes a bf16 product outside oneDNN (mkldnn_gemm_min_size) and rounds
 # otherwise. Tiny models reach it with one or two rows, so their steps are padded beyond it.
 SMALL_PRODUCT = 16**3
+
+
+class Span(Protocol):
+    """What has to be known of a request's tokens in a step: a `modelwright.engine.scheduler.Chunk`, for instance."""
+
+    @property
+    def start(self) -> int:
+        """The first position."""
+        ...
+
+    @property
+    def computed_end(self) -> int:
+        """One past the last position."""
+        ...
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The tokens at these positions."""
+        ...
+
+    @property
+    def block_table(self) -> list[int]:
+        """The blocks of the sequence."""
+        ...
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of logits that are wanted: the last ones."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -188,7 +217,7 @@ class Planner:
         self.min_rows = min_rows  # a step is padded to this many tokens
         self.device = device
 
-    def plan(self, chunks: Sequence[Chunk]) -> StepPlan:
+    def plan(self, chunks: Sequence[Span]) -> StepPlan:
         """Return the layout of one step."""
         ids: list[int] = []
         positions, slots = [], []
@@ -235,10 +264,10 @@ class Planner:
             last_rows=torch.tensor(last_rows, dtype=torch.long, device=self.device),
         )
 
-    def _slot_table(self, chunk: Chunk, num_keys: int) -> np.ndarray:
+    def _slot_table(self, chunk: Span, num_keys: int) -> np.ndarray:
         """Return the slots of positions 0 to `num_keys`; those past the chunk's end are the null block's."""
         table = np.zeros(num_keys, dtype=np.int64)
-        blocks = np.asarray(chunk.request.block_table, dtype=np.int64)
+        blocks = np.asarray(chunk.block_table, dtype=np.int64)
         slots = (blocks[:, None] * self.block_size + np.arange(self.block_size)).ravel()
         table[: chunk.computed_end] = slots[: chunk.computed_end]
         return table
@@ -252,7 +281,7 @@ class Planner:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
 
 
-def _tile(chunk: Chunk, offset: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _tile(chunk: Span, offset: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cut a chunk's positions into tiles.
 
     Returns:

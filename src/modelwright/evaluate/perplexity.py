@@ -9,8 +9,10 @@ Source: Press et al. 2021 (sliding window), section 2; Gao et al. 2020 ("The Pil
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +20,13 @@ from torch import Tensor, nn
 from modelwright.base.errors import ConfigError, DataError
 from modelwright.base.progress import track
 from modelwright.base.types import Document
-from modelwright.models.scoring import token_log_probs
+from modelwright.models.ngram import NgramModel
+from modelwright.models.scoring import context_len, token_log_probs
+from modelwright.models.weights import load_model
 from modelwright.tokenizer.bpe import Tokenizer
+from modelwright.tokenizer.formats import load_tokenizer
+
+MAX_WINDOW = 2048  # tokens that a text is read in at once
 
 
 @dataclass(frozen=True)
@@ -136,3 +143,27 @@ def _evaluating(model: nn.Module, dtype: torch.dtype | None, device: torch.devic
             yield
     finally:
         model.train(was_training)
+
+
+@dataclass(frozen=True)
+class TextPerplexity:
+    """The perplexity of texts under a saved model: a function that worker processes can take along.
+
+    Under a folder it is that of the model's own tokens; under an n-gram model's ``.arpa`` file that of its words.
+    """
+
+    model: Path  # folder of a causal language model with its tokenizer, or an .arpa file
+
+    def __call__(self, text: str) -> float:
+        """Return the perplexity of one text."""
+        return _scorer(self.model)(text)
+
+
+@lru_cache(maxsize=2)
+def _scorer(path: Path) -> Callable[[str], float]:
+    """Load a model, once a process."""
+    if path.is_file():
+        return NgramModel.load_arpa(path).perplexity
+    model, tokenizer = load_model(path), load_tokenizer(path)
+    window = min(context_len(model), MAX_WINDOW)
+    return lambda text: evaluate_text(model, tokenizer, [text], max_seq_len=window).perplexity

@@ -105,6 +105,13 @@ def merge_adapters(model: nn.Module) -> list[str]:
     return list(layers)
 
 
+def can_merge(model: nn.Module) -> bool:
+    """Tell whether the model's adapters are a change of weights; virtual tokens and bottlenecks are none."""
+    layers = adapter_layers(model).values()
+    is_virtual = getattr(model, "virtual", None) is not None
+    return not is_virtual and all(type(layer).merged is not AdapterLayer.merged for layer in layers)
+
+
 def check_mergeable(model: nn.Module, name: str, layer: AdapterLayer) -> None:
     """Refuse to write a change into a weight that other layers use too.
 

@@ -37,7 +37,9 @@ class PromptConfig:
                 "that to its vectors. Use prefix or lora."
             )
         table: Tensor = model.embed.weight.detach()
-        ids = torch.tensor(self.text_ids) if self.text_ids else torch.randint(table.shape[0], (self.num_tokens,))
+        # On the CPU whatever the default device is: a plan makes models on the meta device.
+        drawn = torch.randint(table.shape[0], (self.num_tokens,), device="cpu")
+        ids = torch.tensor(self.text_ids, device="cpu") if self.text_ids else drawn
         if int(ids.max()) >= table.shape[0] or int(ids.min()) < 0:
             raise ConfigError(f"prompt.text_ids holds {int(ids.max())}; the model knows 0 to {table.shape[0] - 1}.")
         ids = ids.repeat(-(-self.num_tokens // len(ids)))[: self.num_tokens]

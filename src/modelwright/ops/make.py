@@ -24,6 +24,7 @@ from modelwright.data.pack import stream_rows
 from modelwright.data.pipeline import PrepareConfig, Prepared, load_dataset, prepare_artifact
 from modelwright.data.read import Failure, read_documents, write_documents
 from modelwright.data.reference import write_reference
+from modelwright.data.source import ReadConfig
 from modelwright.data.synthetic import make_pairs
 from modelwright.evaluate.baselines import ngram_bits_per_byte
 from modelwright.evaluate.contamination import find_contamination, open_index
@@ -54,22 +55,27 @@ class DataMade:
     num_pairs: int
 
 
-def make_data(docs: Path | None, out: Path, config: PrepareConfig, seed: int = 0) -> DataMade:
+def make_data(
+    docs: Path | None, out: Path, config: PrepareConfig, seed: int = 0, *, is_strict: bool = False
+) -> DataMade:
     """Read documents, prepare a data set at ``out``, and make instruction pairs beside it.
 
     Args:
         docs: Folder or file; None: the reference documentation of the running interpreter.
         out: The data set; ``out-documents`` and ``out-pairs`` are made beside it.
+        config: Of the preparation.
+        seed: For the choice of pairs.
+        is_strict: Stop at the first document that cannot be read.
 
     Raises:
-        DataError: No document can be read, or none is left after preparation.
+        DataError: No document can be read, or none is left after preparation; strict: one cannot be read.
     """
     out = Path(out)
     documents, pairs = out.with_name(out.name + "-documents"), out.with_name(out.name + "-pairs")
     if docs is None:
         docs = out.with_name(out.name + "-reference")
         write_reference(docs)
-    result = read_documents(docs)
+    result = read_documents(ReadConfig(str(docs), strict=is_strict))
     write_documents(result, documents, settings={"source": str(docs)})
     prepared = prepare_artifact(documents, out, config)
     num_pairs = make_pair_set(out, pairs, seed)

@@ -65,6 +65,11 @@ class OptimizerConfig:
                     f"Remove that section or choose optimizer.name: {section}."
                 )
 
+    def choose(self, name: str) -> "OptimizerConfig":
+        """Return the settings under another rule: the section that it reads stays, the others fall back."""
+        section = SECTIONS.get(name)
+        return OptimizerConfig(name, **({section: getattr(self, section)} if section else {}))
+
 
 class OptimizerSet:
     """Several optimizers used as one; the schedule's factor scales each group's own peak rate."""

@@ -57,6 +57,14 @@ class BudgetedRanks(Objective):
             layer.silence()
 
 
+def with_budget(model: nn.Module, objective: Objective) -> Objective:
+    """Return the objective with the budget of ranks that AdaLoRA was attached with; without AdaLoRA as it is."""
+    config = getattr(model, "adalora", None)
+    if config is None or not any(isinstance(module, AdaLoraLinear) for module in model.modules()):
+        return objective
+    return BudgetedRanks(objective, config)
+
+
 def _layers(model: nn.Module) -> list[AdaLoraLinear]:
     layers = [module for module in model.modules() if isinstance(module, AdaLoraLinear)]
     if not layers:

@@ -23,37 +23,24 @@ from torch import nn
 
 from modelwright.base import config as settings_of
 from modelwright.base.device import has_fast_bf16, pick_device
-from modelwright.base.errors import ConfigError, DataError
+from modelwright.base.errors import ConfigError
 from modelwright.base.progress import console
-from modelwright.data.convert import Item, detect_format, read_conversation, read_items
 from modelwright.data.load import RowLoader, repeat_rows
-from modelwright.data.pack import Rows, pack_rows
+from modelwright.data.pack import Rows
 from modelwright.models.hub import fetch
 from modelwright.models.scoring import context_len
-from modelwright.models.weights import load_model, save_model, to_published
-from modelwright.nn.adapters import AdapterMethod, attach_adapter, merge_adapters
-from modelwright.nn.linear import linears
+from modelwright.models.weights import load_model, save_model
+from modelwright.nn.adapters import AdapterMethod
 from modelwright.nn.lora import LoraConfig
 from modelwright.nn.nf4 import to_nf4
 from modelwright.optim.build import AdamWConfig, OptimizerConfig
 from modelwright.optim.schedule import ScheduleConfig
 from modelwright.tokenizer.formats import load_tokenizer
+from modelwright.train.adapt import adapt, merge_dense, objective_for
 from modelwright.train.adapter import load_adapter, save_adapter
+from modelwright.train.chats import chat_examples, check_template, pack_chats, read_chats, with_template
 from modelwright.train.loop import LoopConfig, Run, train
-from modelwright.train.objective import CausalLanguageModeling
 from modelwright.train.recompute import RecomputeConfig
-
-# The prompt of Taori et al. 2023 (stanford_alpaca); an input stands in the instruction behind a blank line.
-ALPACA = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-    "{% for message in messages %}"
-    "{% if message['role'] == 'assistant' %}"
-    "{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}{{ '\\n\\n' if not loop.last else '' }}"
-    "{% elif message['role'] == 'system' %}{{ message['content'] + '\\n\\n' }}"
-    "{% else %}{{ '### Instruction:\\n' + message['content'] + '\\n\\n### Response:\\n' }}{% endif %}"
-    "{% endfor %}"
-)
-TEMPLATES = {"chat": None, "alpaca": ALPACA}
 
 
 class FastModel:
@@ -108,7 +95,8 @@ class FastModel:
         Raises:
             ConfigError: A name that no layer has (the message has the nearest), or a rank that does not fit.
         """
-        targets = ("all-linear",) if target_modules is None else own_names(self.model, target_modules)
+        names = ("all-linear",) if target_modules is None else target_modules
+        targets = (names,) if isinstance(names, str) else tuple(names)
         known = {field.name for field in dataclasses.fields(LoraConfig)} - {"targets", "rank", "alpha"}
         unknown = sorted(set(options) - known)
         if unknown:
@@ -117,7 +105,7 @@ class FastModel:
 
     def with_adapter(self, method: AdapterMethod) -> "FastModel":
         """Freeze the model and add the trained parts of any method of `modelwright.nn.ADAPTERS`."""
-        attach_adapter(self.model, method)
+        adapt(self.model, method)
         return self
 
     def load_adapter(self, folder: str | Path) -> "FastModel":
@@ -131,32 +119,9 @@ class FastModel:
 
     def save_merged(self, folder: str | Path) -> None:
         """Merge the adapter into dense weights and write a model folder with the tokenizer."""
-        merge_adapters(self.model)
+        merge_dense(self.model)
         save_model(self.model, folder)
         self.tokenizer.save(Path(folder))
-
-
-def own_names(model: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
-    """Return our ends of layer names for published ones; what is ours already stays.
-
-    >>> from modelwright.models.llama import Llama, LlamaConfig
-    >>> model = Llama(LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_layers=1, num_heads=2))
-    >>> own_names(model, ["q_proj", "down_proj", "v"])
-    ('q', 'down', 'v')
-    """
-    if isinstance(names, str):
-        return (names,)
-    found = {}
-    for name, _ in linears(model):
-        published = to_published(model, f"{name}.weight").removesuffix(".weight")
-        found[published.rsplit(".", 1)[-1]] = name.rsplit(".", 1)[-1]
-    return tuple(found.get(name, name) for name in names)
-
-
-def _whole(item: Item) -> Mapping[str, Any]:
-    if item.row is None:
-        raise DataError(f"{item.where}: {item.reason}. Mend or remove it.")
-    return item.row
 
 
 @dataclass(frozen=True)
@@ -177,8 +142,7 @@ class TrainerConfig:
     seed: int = 3407
 
     def __post_init__(self) -> None:
-        if self.template not in TEMPLATES:
-            raise ConfigError(f"template is {self.template!r}; known: {', '.join(TEMPLATES)}.")
+        check_template(self.template)
 
     def loop(self) -> LoopConfig:
         """Return the settings of the loop."""
@@ -212,28 +176,18 @@ class Trainer:
     def __init__(self, model: FastModel, dataset: str | Path | Sequence[Mapping[str, Any]], **settings: Any):
         self.model = model
         self.config: TrainerConfig = settings_of.build(TrainerConfig, settings)
-        template = TEMPLATES[self.config.template]
-        self.tokenizer = model.tokenizer if template is None else model.tokenizer.with_chat_template(template)
+        self.tokenizer = with_template(model.tokenizer, self.config.template)
         self.rows = self._pack(dataset)
         model.tokenizer = self.tokenizer  # what is saved must prompt as it was trained
 
     def _pack(self, dataset: str | Path | Sequence[Mapping[str, Any]]) -> Rows:
-        if isinstance(dataset, (str, Path)):
-            found = [(_whole(item), item.where) for item in read_items(Path(dataset))]
-        else:
-            found = [(row, f"row {i + 1}") for i, row in enumerate(dataset)]
-        if not found:
-            raise DataError("The data set has no row. Give rows of conversations or instructions.")
-        kind = detect_format(found[0][0], found[0][1])
-        examples = []
-        for row, where in found:
-            tokens = self.tokenizer.chat_tokens(read_conversation(row, kind, where).messages)
-            examples.append((tokens.ids, tokens.assistant_mask))
-        rows = pack_rows(examples, self.model.max_seq_len, self.tokenizer.pad_id)
+        chats = read_chats(Path(dataset) if isinstance(dataset, str) else dataset)
+        longest = self.model.max_seq_len
+        rows = pack_chats(chat_examples(chats, self.tokenizer), longest, self.tokenizer.pad_id).rows
         if rows.num_dropped:
             console.print(
-                f"  {rows.num_dropped} of {len(examples)} examples are longer than {self.model.max_seq_len} tokens or "
-                "have nothing to learn, and are left out"
+                f"  {rows.num_dropped} of {len(chats)} examples are longer than {longest} tokens or have nothing to "
+                "learn, and are left out"
             )
         return rows
 
@@ -241,4 +195,4 @@ class Trainer:
         """Train, and return the run: its losses are ``run.losses``."""
         loop = self.config.loop()
         loader = RowLoader(repeat_rows(self.rows, loop.seed), loop.micro_batch_size)
-        return train(self.model.model, CausalLanguageModeling(), loader, loop, name="fine-tune")
+        return train(self.model.model, objective_for(self.model.model), loader, loop, name="fine-tune")

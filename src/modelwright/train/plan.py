@@ -18,16 +18,16 @@ from torch import Tensor, nn
 from modelwright.base.config import to_dict
 from modelwright.base.device import has_fast_bf16, measure_matmul_flops, pick_device
 from modelwright.base.errors import ConfigError, DataError
-from modelwright.base.files import read_json, read_jsonl
+from modelwright.base.files import read_json
 from modelwright.base.registry import lookup
 from modelwright.data.blend import source_paths
 from modelwright.data.load import Batch
 from modelwright.models.llama import Llama, LlamaConfig
-from modelwright.nn.adapters import attach_adapter
+from modelwright.nn.adapters import AdapterMethod
 from modelwright.nn.lora import LoraConfig
-from modelwright.nn.nf4 import to_nf4
 from modelwright.tokenizer.formats import load_tokenizer
 from modelwright.train import METHOD_CONFIGS, PREPARED
+from modelwright.train.adapt import adapt
 from modelwright.train.budget import (
     ASSUMED_MFU,
     Plan,
@@ -36,8 +36,9 @@ from modelwright.train.budget import (
     flops_per_token,
     make_plan,
 )
+from modelwright.train.chats import read_parts
 from modelwright.train.dropout import dropout
-from modelwright.train.finetune import MAX_EPOCHS, FinetuneConfig
+from modelwright.train.finetune import MAX_EPOCHS, FinetuneConfig, row_length
 from modelwright.train.loop import LoopConfig
 from modelwright.train.memory_plan import Work
 from modelwright.train.objective import CausalLanguageModeling
@@ -101,29 +102,34 @@ def plan_finetune(config: FinetuneConfig) -> Plan:
     if not file.is_file():
         raise DataError(f"{config.base} is not a model folder: it has no config.json. Give the base model's folder.")
     model = LlamaConfig.from_hf(read_json(file))
-    row_len = config.max_seq_len or min(model.max_seq_len, 1024)
+    row_len = row_length(config, model.max_seq_len)
     loop = config.loop
     row_tokens = loop.micro_batch_size * loop.grad_accum_steps * row_len
     num_steps = loop.num_steps
     if num_steps is None:
         assert config.minutes is not None
-        num_bytes = sum(
-            len(m["content"].encode()) for row in read_jsonl(config.data / "train.jsonl") for m in row["messages"]
-        )
+        chats = read_parts(config.data, config.pairs)[0]
+        num_bytes = sum(len(m.content.encode()) for chat in chats for m in chat.messages)
         an_epoch = math.ceil(num_bytes / 3 / row_tokens)  # about three bytes a token, template included
         seconds = flops_per_token(model, row_len) * row_tokens / (_matrix_rate(loop) * ASSUMED_MFU)
         num_steps = max(10, min(int(config.minutes * 60 / seconds), MAX_EPOCHS * an_epoch))
-    make_model = partial(_adapted, model, config.lora, is_4bit=config.load_in_4bit)
+    make_model = partial(_adapted, model, config.method, is_4bit=config.load_in_4bit)
     work = language_work(make_model, loop, row_len, model.vocab_size, is_masked=True)
-    return make_plan(work, num_steps, model=model if config.lora is None else None)
+    return make_plan(work, num_steps, model=model if config.method is None else None)
 
 
-def _adapted(model: LlamaConfig, method: LoraConfig | None, *, is_4bit: bool) -> nn.Module:
-    made: nn.Module = Llama(model)
-    if is_4bit:
-        to_nf4(made)
+def _adapted(model: LlamaConfig, method: AdapterMethod | None, *, is_4bit: bool) -> nn.Module:
+    if isinstance(method, LoraConfig) and method.init != "kaiming":
+        method = replace(method, init="kaiming")  # others look at the weights, and take as much
+    is_short = is_4bit and has_fast_bf16(pick_device(None))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16 if is_short else before)
+    try:
+        made: nn.Module = Llama(model)
+    finally:
+        torch.set_default_dtype(before)
     if method is not None:
-        attach_adapter(made, replace(method, init="kaiming"))  # others look at the weights, and take as much
+        adapt(made, method, load_in_4bit=is_4bit)
     return made
 
 

@@ -11,7 +11,7 @@ precision and must be exact.
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,11 @@ from modelwright.data.load import RowLoader
 from modelwright.data.pack import pack_rows
 from modelwright.models.llama import ARCHITECTURE_OF, Llama, LlamaConfig
 from modelwright.models.weights import read_config
-from modelwright.nn.adapters import attach_adapter
+from modelwright.nn.adalora import AdaLoraConfig
 from modelwright.nn.init import init_weights
-from modelwright.nn.nf4 import to_nf4
 from modelwright.train import CHECKS, SUBJECTS
+from modelwright.train.adalora import BudgetedRanks
+from modelwright.train.adapt import adapt
 from modelwright.train.checkpoint import CheckpointConfig
 from modelwright.train.loop import LoopConfig, Run, train
 from modelwright.train.objective import CausalLanguageModeling, Objective
@@ -39,6 +40,7 @@ ALONE: dict[str, Any] = {"parallel": ParallelConfig(), "lengths": None}
 VOCAB_SIZE, ROW_LEN, NUM_ROWS = 97, 24, 8
 EXTRA_PADDING = 7
 NOTHING = 1e-3  # of the largest gradient of a model
+TOY_SIZES = {"rank": 4, "target_rank": 2, "width": 4, "num_tokens": 3, "dropout": 0.0}
 Examples = list[tuple[list[int], list[bool]]]  # token ids, and which of them are learned
 
 
@@ -287,18 +289,28 @@ def pretrain_subject(config: Any) -> Subject:
 
 def finetune_subject(config: Any) -> Subject:
     """Make a fine-tuning recipe small, with its adapter."""
-    shape = _toy_llama(config.base)
+    method = config.method
+    room = {"max_seq_len": ROW_LEN + TOY_SIZES["num_tokens"]}  # for virtual tokens
+    shape = _toy_llama(config.base, **room)
 
     def make_model() -> nn.Module:
         model = init_weights(Llama(shape), 0)
-        if config.lora is not None:
+        if method is not None:
             torch.manual_seed(0)
-            method = replace(config.lora, rank=min(config.lora.rank, 4), dropout=0.0)
-            if config.load_in_4bit and method.init != "loftq":
-                to_nf4(model)
-            attach_adapter(model, method)
-            if config.load_in_4bit:
-                to_nf4(model)  # LoftQ rounds its own layers
+            adapt(model, _toy_method(method), load_in_4bit=config.load_in_4bit)
         return stir(model)
 
-    return language_subject(config.loop, make_model)
+    subject = language_subject(config.loop, make_model)
+    if not isinstance(method, AdaLoraConfig):
+        return subject
+    return replace(
+        subject,
+        make_objective=lambda: BudgetedRanks(subject.make_objective(), _toy_method(method)),
+        make_plain_objective=lambda: BudgetedRanks(CausalLanguageModeling(max_logits=None), _toy_method(method)),
+    )
+
+
+def _toy_method(method: Any) -> Any:
+    """Return a method's settings made small, and without what is random in each pass."""
+    sizes = {f.name: min(getattr(method, f.name), TOY_SIZES[f.name]) for f in fields(method) if f.name in TOY_SIZES}
+    return replace(method, **sizes, **({"text_ids": ()} if hasattr(method, "text_ids") else {}))
