@@ -1,8 +1,7 @@
 """The memory of a planned run: parts at the peak, the largest batch that fits, and whether to recompute.
 
 Parts come from a step done without numbers (`modelwright.train.footprint`). The process's own size, interpreter and
-libraries, is that of the process that plans, which has loaded the same. A layout of several processes is traced as its
-first one, in a group that exists in name alone; the figures are one process's.
+libraries, is that of the process that plans, which has loaded the same. Not here: layouts of several processes.
 """
 
 import contextlib
@@ -11,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from torch import nn
 
 from modelwright.base.errors import ConfigError
@@ -98,24 +96,18 @@ def plan_memory(work: Work, *, precision: str, memory_bytes: int) -> MemoryPlan:
 
 @contextlib.contextmanager
 def as_first_of(parallel: ParallelConfig) -> Iterator[None]:
-    """Be the first process of a layout for the time of the ``with``; exchanges then do nothing.
+    """Be the first process of a layout for the time of the ``with``.
 
     Raises:
-        ConfigError: This process belongs to a launch already.
+        ConfigError: The layout has several processes: a trace in a group in name alone fails in torch's device mesh.
     """
     num = parallel.inner * (parallel.data or 1)
-    if num == 1:
-        yield
-        return
-    if dist.is_initialized():
-        raise ConfigError(f"loop.parallel asks for {num} processes; plan it in one process, outside of torchrun.")
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=num)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    if num > 1:
+        raise ConfigError(
+            f"loop.parallel asks for {num} processes, and layouts cannot be planned yet. Plan it as one process "
+            "(--loop.parallel.shard=1 and the like), and divide what is shared out."
+        )
+    yield
 
 
 def _largest(rows: int, once: int, twice: int, room: int) -> int:
