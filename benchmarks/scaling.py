@@ -21,6 +21,7 @@ from modelwright.base.artifact import new_artifact
 from modelwright.base.files import write_jsonl
 from modelwright.base.measured import write_result
 from modelwright.ops.make import make_tokenizer
+from modelwright.train.checkpoint import CheckpointConfig
 from modelwright.train.loop import LoopConfig
 from modelwright.train.scaling import LadderConfig, ScalingConfig, plot_scaling, run_scaling
 
@@ -60,7 +61,13 @@ def main() -> None:
     tokenizer = given.work / "tokenizer"
     if not tokenizer.is_dir():
         make_tokenizer(data, tokenizer, vocab_size=VOCAB_SIZE)
-    loop = LoopConfig(micro_batch_size=16, precision="fp32", compile=False, seed=given.seed)
+    loop = LoopConfig(
+        micro_batch_size=16,
+        precision="fp32",
+        compile=False,
+        seed=given.seed,
+        checkpoint=CheckpointConfig(every=50),
+    )
     config = ScalingConfig(data, tokenizer, given.work / f"report-{given.seed}", 128, LadderConfig(), loop)
     result = run_scaling(config)
     figures, last = result.figures, result.held_out

@@ -71,8 +71,9 @@ def test_every_recipe_can_be_planned(recipe: Path, toy: Toy, tmp_path: Path):
     assert plan.fits
     assert plan.num_steps == 3
     made = plan.weight_bytes + plan.gradient_bytes + plan.optimizer_bytes + plan.activation_bytes
-    made += plan.peak.logits_bytes
-    assert plan.total_bytes == made + plan.peak.framework_bytes - plan.peak.shared_bytes
+    peak = plan.peak
+    made += peak.logits_bytes + peak.allocator_bytes + peak.loading_bytes + peak.checkpoint_bytes
+    assert plan.total_bytes == made + peak.framework_bytes - peak.shared_bytes
     assert plan.batch.largest_recomputed >= plan.batch.largest_micro_batch > 2
     assert json.loads(json.dumps(plan.to_dict())) == plan.to_dict()
     assert not (tmp_path / "out").exists()

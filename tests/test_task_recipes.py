@@ -21,6 +21,7 @@ from modelwright.models.weights import load_model, save_model
 from modelwright.nn.init import init_weights
 from modelwright.train import METHODS
 from modelwright.train.forecast import read_column
+from modelwright.train.plan import plan_run
 
 METHODS_HERE = ("masked", "write", "classify", "embed", "forecast")
 RECIPES = [p for p in sorted((Path(__file__).parents[1] / "recipes").glob("*/*.yaml")) if p.parent.name in METHODS_HERE]
@@ -135,6 +136,18 @@ def test_every_recipe_runs_at_toy_size(recipe, toy_data, bases, tmp_path):
     else:
         assert load_model(result.out).config.vocab_size > 60
         assert (result.out / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_every_recipe_can_be_planned(recipe, toy_data, bases, tmp_path):
+    _, config = read_training_recipe(recipe, arguments(recipe, toy_data(recipe), bases, tmp_path / "out"))
+    plan = plan_run(config)
+    assert plan.fits and plan.num_steps == 3
+    assert plan.weight_bytes >= 4 * plan.parameters
+    assert 0.9 * 8 * plan.parameters < plan.optimizer_bytes < 1.02 * 8 * plan.parameters  # AdamW; a pooler may rest
+    assert plan.flops_per_token > plan.matmul_parameters
+    assert plan.batch.largest_recomputed >= plan.batch.largest_micro_batch > 4
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_recipe_learns_its_classes_and_not_shuffled_ones(toy_data, bases, tmp_path):

@@ -20,7 +20,7 @@ RANKS = [name for name in CHECKS if name.startswith("ranks") and name != "ranks_
 
 
 def test_every_method_can_be_checked():
-    assert set(SUBJECTS) <= set(METHODS)
+    assert set(SUBJECTS) == set(METHODS)
     assert {read_recipe(path)["method"] for path in RECIPES} == set(SUBJECTS)
 
 
@@ -28,7 +28,8 @@ def test_every_method_can_be_checked():
 def test_every_recipe_keeps_its_invariances(recipe):
     method, config = read_training_recipe(recipe)
     for finding in self_check(method, config, FAST):
-        assert finding.holds, finding
+        # What a method has none of (an output matrix to cut, blocks to compute again) is said in the row.
+        assert finding.holds or (finding.holds is None and finding.note), finding
 
 
 @pytest.mark.parametrize("name", RANKS)

@@ -33,6 +33,10 @@ class DeviceError(ModelwrightError):
     """The machine lacks what was asked of it: memory, disk, a port, a device."""
 
 
+class OutOfMemoryError(DeviceError):
+    """A step needs more memory than there is; the message says which settings to change."""
+
+
 class RequestError(ModelwrightError):
     """A request cannot be served as given; ``code`` and ``param`` follow the OpenAI error body."""
 

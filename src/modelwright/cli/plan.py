@@ -14,6 +14,8 @@ from modelwright.cli.recipe import read_training_recipe
 from modelwright.train.budget import Plan
 from modelwright.train.plan import plan_run
 
+HIDDEN_AT_ZERO = ("  loading", "  checkpoint", "  shared", "  logits", "KV cache")
+
 
 def plan(
     context: typer.Context,
@@ -62,12 +64,19 @@ def _table(planned: Plan) -> Table:
         ("parameters", human_count(planned.parameters), f"{human_count(planned.matmul_parameters)} in matrix products"),
         ("tokens", human_count(planned.total_tokens), f"{planned.num_steps:,} steps of {planned.tokens_per_step:,}"),
         ("FLOPs", human_count(planned.total_flops), f"{human_count(planned.flops_per_token)} a token"),
-        ("memory", human_bytes(planned.total_bytes), f"of {human_bytes(planned.machine_memory_bytes)} in this machine"),
+        (
+            "memory",
+            human_bytes(planned.total_bytes),
+            f"a process, of {human_bytes(planned.machine_memory_bytes)} in this machine",
+        ),
         ("  weights", human_bytes(planned.weight_bytes), "float32"),
         ("  gradients", human_bytes(planned.gradient_bytes), ""),
         ("  optimizer", optimizer, ""),
         ("  activations", human_bytes(planned.activation_bytes), "at the peak of a step, eager"),
         ("  logits", human_bytes(planned.peak.logits_bytes), "at the peak"),
+        ("  allocator", human_bytes(planned.peak.allocator_bytes), "holes, and what is freed and not given back"),
+        ("  loading", human_bytes(planned.peak.loading_bytes), "beyond a step, while the model is made"),
+        ("  checkpoint", human_bytes(planned.peak.checkpoint_bytes), "the copy that is written meanwhile"),
         ("  framework", human_bytes(planned.peak.framework_bytes), "interpreter and libraries"),
         ("  shared", human_bytes(-planned.peak.shared_bytes), "gradients that come where activations were"),
         ("largest batch", f"{planned.batch.largest_micro_batch} rows", _advice(planned)),
@@ -80,7 +89,8 @@ def _table(planned: Plan) -> Table:
         ),
     ]
     for row in rows:
-        table.add_row(*row)
+        if row[0] not in HIDDEN_AT_ZERO or not row[1].startswith("0"):
+            table.add_row(*row)
     return table
 
 

@@ -21,10 +21,24 @@ METHOD_CONFIGS = {
     "forecast": "modelwright.train.forecast:ForecastConfig",
 }
 
+# Methods with a head of their own: what they prepare before the first step, so that it can be planned too.
+PREPARED = {
+    "masked": "modelwright.train.masked_run:prepare_masked",
+    "write": "modelwright.train.write:prepare_write",
+    "classify": "modelwright.train.classify:prepare_classify",
+    "embed": "modelwright.train.embed:prepare_embed",
+    "forecast": "modelwright.train.forecast:prepare_forecast",
+}
+
 # How a method is made small for `mw selfcheck`, and what is checked: each entry is one row of its answer.
 SUBJECTS = {
     "pretrain": "modelwright.train.selfcheck:pretrain_subject",
     "finetune": "modelwright.train.selfcheck:finetune_subject",
+    "masked": "modelwright.train.selfcheck_tasks:masked_subject",
+    "write": "modelwright.train.selfcheck_tasks:write_subject",
+    "classify": "modelwright.train.selfcheck_tasks:classify_subject",
+    "embed": "modelwright.train.selfcheck_tasks:embed_subject",
+    "forecast": "modelwright.train.selfcheck_tasks:forecast_subject",
 }
 
 CHECKS = {

@@ -6,17 +6,14 @@ without numbers (`modelwright.train.footprint`); a compiled step takes less.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from modelwright.base.device import describe_machine, has_fast_bf16, measure_matmul_flops, pick_device
 from modelwright.models.llama import Llama, LlamaConfig
-from modelwright.train.loop import LoopConfig
-from modelwright.train.memory_plan import SPARE, plan_memory
+from modelwright.train.memory_plan import SPARE, Work, plan_memory
 
 # Share of the machine's matrix rate that a training step reaches; measured 0.5 to 0.6 on two CPU cores
 # (benchmarks/quickstart.py), so plans are a little pessimistic.
@@ -39,6 +36,9 @@ class PeakParts:
     logits_bytes: int
     shared_bytes: int  # gradients that come into being where activations were: counted, but not in the total
     framework_bytes: int  # interpreter and libraries
+    allocator_bytes: int  # holes between blocks, and what was freed and not given back
+    loading_bytes: int  # what making the model takes beyond a step
+    checkpoint_bytes: int  # the copy that is written while training goes on
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Plan:
     optimizer_bytes: int
     activation_bytes: int  # at the peak of a step, with temporary tensors and copies in the compute type
     peak: PeakParts
-    total_bytes: int
+    total_bytes: int  # of one process
     kv_cache_bytes_per_token: int  # when served in bf16
     machine_flops_per_second: float  # measured
     assumed_mfu_fraction: float
@@ -93,43 +93,28 @@ def kv_bytes_per_token(config: LlamaConfig, bytes_per_number: int = 2) -> int:
     return 2 * config.num_layers * config.num_kv_heads * config.head_dim * bytes_per_number
 
 
-def make_plan(
-    config: LlamaConfig,
-    loop: LoopConfig,
-    row_len: int,
-    num_steps: int,
-    *,
-    make_model: Callable[[], nn.Module] | None = None,
-    is_masked: bool = False,
-) -> Plan:
+def make_plan(work: Work, num_steps: int, *, model: LlamaConfig | None = None) -> Plan:
     """Measure this machine for a second, trace a step, and work out what the run will take.
 
     Args:
-        config: The model's shape.
-        loop: Batch, precision, optimizer, recomputation.
-        row_len: Tokens a row.
+        work: What a step computes.
         num_steps: Updates.
-        make_model: Builds the model with its adapter; None: a decoder of the shape.
-        is_masked: Rows hold several documents that do not see each other.
+        model: The shape of a decoder whose weights are all trained, for the formula; None: FLOPs are those of the
+            traced matrix products.
     """
+    loop = work.loop
     device = pick_device(loop.device)
     precision = loop.precision or ("bf16" if has_fast_bf16(device) else "fp32")
     rate = measure_matmul_flops(device, torch.float32 if precision == "fp32" else torch.bfloat16)
-    total, matmul = count_parameters(config)
-    tokens_per_step = loop.micro_batch_size * loop.grad_accum_steps * row_len
-    per_token = flops_per_token(config, row_len)
     memory = _memory_of(device)
-    found = plan_memory(
-        make_model or (lambda: Llama(config)),
-        loop,
-        row_len,
-        vocab_size=config.vocab_size,
-        precision=precision,
-        memory_bytes=memory,
-        is_masked=is_masked,
-    )
-    parts = found.footprint
+    found = plan_memory(work, precision=precision, memory_bytes=memory)
+    parts, facts = found.footprint, found.footprint.facts
+    num_ranks = loop.parallel.inner * (loop.parallel.data or 1)
+    tokens_per_step = loop.micro_batch_size * loop.grad_accum_steps * work.row_len
+    total, matmul = (facts.parameters, facts.matmul_parameters) if model is None else count_parameters(model)
+    per_token = num_ranks * facts.flops / tokens_per_step if model is None else flops_per_token(model, work.row_len)
     flops = per_token * tokens_per_step * num_steps
+    on_machine = num_ranks if device.type == "cpu" else 1
     return Plan(
         parameters=total,
         matmul_parameters=matmul,
@@ -142,14 +127,21 @@ def make_plan(
         gradient_bytes=found.gradient_bytes,
         optimizer_bytes=parts.optimizer,
         activation_bytes=parts.activations + parts.batch,
-        peak=PeakParts(parts.logits, found.gradient_bytes - parts.gradients, found.framework_bytes),
+        peak=PeakParts(
+            parts.logits,
+            found.gradient_bytes - parts.gradients,
+            found.framework_bytes,
+            parts.allocator,
+            parts.loading,
+            found.checkpoint_bytes,
+        ),
         total_bytes=found.total,
-        kv_cache_bytes_per_token=kv_bytes_per_token(config),
+        kv_cache_bytes_per_token=0 if model is None else kv_bytes_per_token(model),
         machine_flops_per_second=rate,
         assumed_mfu_fraction=ASSUMED_MFU,
-        estimated_seconds=flops / (rate * ASSUMED_MFU),
+        estimated_seconds=flops / (rate * ASSUMED_MFU * (1 if device.type == "cpu" else num_ranks)),
         machine_memory_bytes=memory,
-        fits=found.total < SPARE * memory,
+        fits=found.total * on_machine < SPARE * memory,
         batch=BatchAdvice(found.largest_micro_batch, found.largest_micro_batch_recomputed, found.recommended_recompute),
     )
 

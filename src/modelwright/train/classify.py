@@ -52,12 +52,16 @@ def run_classify(config: ClassifyConfig, hooks: Sequence[Hook] = ()) -> TaskResu
     Raises:
         DataError: A row cannot be used.
     """
+    return run_parts(config, prepare_classify(config), hooks, name="classify", rate=config.dropout)
+
+
+def prepare_classify(config: ClassifyConfig, device: str | None = None) -> TaskParts:
+    """Return model, objective, data and score; with the device "meta" the model has no numbers."""
     is_value = config.kind == "values"
     rows = read_labelled(config.data / "train.jsonl", config.labels, is_value=is_value)
     held_out = read_labelled(config.data / "validation.jsonl", rows.names or None, is_value=is_value)
-    model: Any = load_model(
-        config.base, dtype=torch.float32, task="sequence_classification", num_labels=max(1, len(rows.names))
-    )
+    num, task = max(1, len(rows.names)), "sequence_classification"
+    model: Any = load_model(config.base, dtype=torch.float32, device=device, task=task, num_labels=num)
     if rows.names:
         object.__setattr__(model.config, "labels", Labels(rows.names))
     encoder = text_encoder(config.base, model, config.max_seq_len)
@@ -66,8 +70,7 @@ def run_classify(config: ClassifyConfig, hooks: Sequence[Hook] = ()) -> TaskResu
     )
     objective: Objective = TextRegression() if is_value else SequenceClassification(smoothing=config.label_smoothing)
     scorer = _collate(encoder, held_out)
-    parts = TaskParts(model, objective, loader, lambda m: _score(m, scorer, held_out), save_model)
-    return run_parts(config, parts, hooks, name="classify", rate=config.dropout)
+    return TaskParts(model, objective, loader, lambda m: _score(m, scorer, held_out), save_model)
 
 
 def text_encoder(folder: Path, model: Any, max_seq_len: int | None) -> TextEncoder:

@@ -2,24 +2,26 @@
 
     loss = - sum_i log( exp(a_i . p_i / t) / sum_j exp(a_i . c_j / t) )     c: all positives and hard negatives
 
-Candidates come from the whole global batch, whatever its split into micro-batches: vectors of all are computed first
-without a graph, then the loss and its gradient by the vectors, then each micro-batch again with a graph (GradCache; the
-random state is put back, so that dropout is the same). So eight micro-batches of one give the gradient of one of eight,
-and memory is that of one. A candidate that is the anchor's own positive again, in another group, is not a negative.
+Candidates come from the whole global batch, whatever its split into micro-batches and ranks: vectors of all are
+computed first without a graph, then the loss and its gradient by the vectors, then each micro-batch again with a
+graph (GradCache; the random state is put back, so that dropout is the same). So eight micro-batches of one give the
+gradient of one of eight, and memory is that of one. A candidate that is the anchor's own positive again, in another
+group, is not a negative.
 
 SimCSE is a group of one text twice: dropout (`modelwright.train.dropout`) makes the two differ. Matryoshka adds the
 same loss of the first few numbers of each vector, normalised again.
 
 Sources: van den Oord et al. 2018, arXiv:1807.03748 (InfoNCE); Gao et al. 2021, arXiv:2104.08821 (SimCSE) and
 arXiv:2101.06983 (GradCache); Kusupati et al. 2022, arXiv:2205.13147 (Matryoshka).
-Not done: negatives from other ranks, memory banks.
+Not done: memory banks.
 """
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -99,8 +101,8 @@ class Contrastive(Objective):
         return len(batch.input_ids)
 
     def step(self, run: "Run", batches: Sequence[GroupBatch]) -> tuple[float, int, float]:  # type: ignore[override]
-        """Do one update; every anchor sees the candidates of all micro-batches of this rank."""
-        if len(batches) == 1:
+        """Do one update; every anchor sees the candidates of all micro-batches, on this rank and on all others."""
+        if len(batches) == 1 and not run.layout.is_parallel:
             return super().step(run, batches)  # type: ignore[arg-type]
         batches = [batch.to(run.device) for batch in batches]
         num = run.sum_over_ranks(sum(self.count_trained(batch) for batch in batches))
@@ -109,17 +111,31 @@ class Contrastive(Objective):
             states.append(_random_state(run.device))
             with torch.no_grad(), run.autocast():
                 parts.append(self.embed(run.model, batch))
-        vectors = torch.cat(parts).requires_grad_()  # (B, K, D)
-        summed = self.contrast(vectors, [row for batch in batches for row in text_names(batch)])
-        (slopes,) = torch.autograd.grad(summed / num, vectors)
+        names = [row for batch in batches for row in text_names(batch)]
+        mine, whole, names = _gather(run, torch.cat(parts), names)
+        vectors = whole.requires_grad_()  # (B, K, D)
+        summed = self.contrast(vectors, names)
+        slopes = torch.autograd.grad(summed / num, vectors)[0][mine]
         for i, (batch, slope) in enumerate(zip(batches, slopes.split([len(p) for p in parts]), strict=True)):
             _set_random_state(run.device, states[i])
             with run.layout.micro_step(is_last=i == len(batches) - 1):
                 with run.autocast():
                     again = self.embed(run.model, batch)
                 run.backward((again * slope).sum())
-        loss = run.sum_over_ranks(summed.detach()) / num if num else math.nan
+        loss = float(summed.detach()) / num if num else math.nan
         return loss, int(num), run.update(loss)
+
+
+def _gather(run: "Run", vectors: Tensor, names: Any) -> tuple[slice, Tensor, Any]:
+    """Return where this rank's groups stand among those of all ranks, all vectors, and all names."""
+    if not run.layout.is_parallel:
+        return slice(None), vectors, names
+    group = run.layout.group
+    found: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(found, (vectors.cpu(), names), group=group)
+    first = sum(len(one[0]) for one in found[: dist.get_rank(group)])
+    whole = torch.cat([one[0] for one in found]).to(vectors.device)
+    return slice(first, first + len(vectors)), whole, [row for one in found for row in one[1]]
 
 
 def text_names(batch: GroupBatch) -> list[list[tuple[int, ...]]]:

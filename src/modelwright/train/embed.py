@@ -56,7 +56,12 @@ def run_embed(config: EmbedConfig, hooks: Sequence[Hook] = ()) -> TaskResult:
     Raises:
         DataError: A row cannot be used.
     """
-    model: Any = load_sentence_encoder(config.base, dtype=torch.float32)
+    return run_parts(config, prepare_embed(config), hooks, name="embed", rate=config.dropout)
+
+
+def prepare_embed(config: EmbedConfig, device: str | None = None) -> TaskParts:
+    """Return model, objective, data and score; with the device "meta" the model has no numbers."""
+    model: Any = load_sentence_encoder(config.base, dtype=torch.float32, device=device)
     encoder = text_encoder(config.base, model.encoder, config.max_seq_len)
     first = next(iter(read_jsonl(config.data / "train.jsonl")), {})
     is_paired = "positive" in first
@@ -72,13 +77,7 @@ def run_embed(config: EmbedConfig, hooks: Sequence[Hook] = ()) -> TaskResult:
     objective = Contrastive(config.temperature, config.sizes, config.is_symmetric)
     loader = ExampleLoader(num, collate, config.loop.micro_batch_size, seed=seed)
     score = _pair_score(encoder, config) if is_paired or config.is_simcse else _class_score(encoder, config)
-    return run_parts(
-        config,
-        TaskParts(model, objective, loader, score, save_sentence_encoder),
-        hooks,
-        name="embed",
-        rate=config.dropout,
-    )
+    return TaskParts(model, objective, loader, score, save_sentence_encoder)
 
 
 def _read_groups(file: Path, is_simcse: bool) -> list[list[str]]:

@@ -79,6 +79,11 @@ def run_forecast(config: ForecastConfig, hooks: Sequence[Hook] = ()) -> TaskResu
     Raises:
         DataError: The file or the column cannot be used, or the series is too short.
     """
+    return run_parts(config, prepare_forecast(config), hooks, name="forecast")
+
+
+def prepare_forecast(config: ForecastConfig, device: str | None = None) -> TaskParts:
+    """Return model, objective, data and score; the model is small and always has its numbers."""
     c = config.model
     windows = cut_windows(read_column(config.data, config.column), c.window, c.horizon)
     edge = int(len(windows.targets) * (1 - config.validation_fraction))
@@ -107,4 +112,4 @@ def run_forecast(config: ForecastConfig, hooks: Sequence[Hook] = ()) -> TaskResu
         return {name: float(np.sqrt(np.mean((guess - truth) ** 2))) for name, guess in guesses.items()}
 
     loader = ExampleLoader(known, collate, config.loop.micro_batch_size, seed=config.loop.seed)
-    return run_parts(config, TaskParts(model, SeriesRegression(), loader, score, save_model), hooks, name="forecast")
+    return TaskParts(model, SeriesRegression(), loader, score, save_model)

@@ -47,13 +47,17 @@ def run_masked(config: MaskedConfig, hooks: Sequence[Hook] = ()) -> TaskResult:
         ConfigError: The tokenizer has no mask token.
         DataError: There is no text.
     """
-    model: Any = load_model(config.base, dtype=torch.float32, task="masked_lm")
+    return run_parts(config, prepare_masked(config), hooks, name="mask", rate=config.dropout)
+
+
+def prepare_masked(config: MaskedConfig, device: str | None = None) -> TaskParts:
+    """Return model, objective, data and score; with the device "meta" the model has no numbers."""
+    model: Any = load_model(config.base, dtype=torch.float32, device=device, task="masked_lm")
     encoder = text_encoder(config.base, model, config.max_seq_len)
     num, collate = _rows(encoder, config, "train")
     held_out = _rows(encoder, config, "validation")
     loader = ExampleLoader(num, collate, config.loop.micro_batch_size, seed=config.loop.seed)
-    parts = TaskParts(model, MaskedLanguageModeling(), loader, lambda m: _score(m, *held_out), save_model)
-    return run_parts(config, parts, hooks, name="mask", rate=config.dropout)
+    return TaskParts(model, MaskedLanguageModeling(), loader, lambda m: _score(m, *held_out), save_model)
 
 
 def _rows(encoder: TextEncoder, config: MaskedConfig, part: str) -> tuple[int, Any]:

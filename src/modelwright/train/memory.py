@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from modelwright.base.errors import DeviceError
+from modelwright.base.errors import OutOfMemoryError
 
 if TYPE_CHECKING:
     from modelwright.train.loop import LoopConfig
@@ -27,7 +27,7 @@ def explain_out_of_memory(config: "LoopConfig") -> Iterator[None]:
     """Turn an allocator's error inside the ``with`` into one that names what to change.
 
     Raises:
-        DeviceError: The memory was not enough.
+        OutOfMemoryError: The memory was not enough.
     """
     try:
         yield
@@ -35,7 +35,7 @@ def explain_out_of_memory(config: "LoopConfig") -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DeviceError(
+        raise OutOfMemoryError(
             f"Out of memory in a training step ({first}). What was saved stays. The step has "
             f"{config.micro_batch_size} rows at a time; to need less: {'; '.join(advice(config))}. "
             "`mw plan RECIPE` shows the parts before anything is spent."

@@ -1,24 +1,39 @@
 """The memory of a planned run: parts at the peak, the largest batch that fits, and whether to recompute.
 
 Parts come from a step done without numbers (`modelwright.train.footprint`). The process's own size, interpreter and
-libraries, is that of the process that plans, which has loaded the same.
+libraries, is that of the process that plans, which has loaded the same. Not here: layouts of several processes.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import torch
 from torch import nn
 
-from modelwright.data.load import Batch
+from modelwright.base.errors import ConfigError
 from modelwright.train.footprint import Footprint, trace_step
 from modelwright.train.loop import LoopConfig
-from modelwright.train.objective import CausalLanguageModeling
+from modelwright.train.objective import Objective
+from modelwright.train.parallel import ParallelConfig
 from modelwright.train.recompute import RecomputeConfig
 
 SPARE = 0.9  # of a machine's memory; the rest is left to others and to what is not seen
 MAX_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run computes: enough to do a step of it without numbers."""
+
+    make_model: Callable[[], nn.Module]  # with its adapter
+    make_batch: Callable[[int], Any]  # rows -> a micro-batch
+    objective: Objective
+    loop: LoopConfig
+    row_len: int  # positions that a row makes the model process
+    vocab_size: int  # the last size of logits
+    trained_share: float = 1.0  # of the positions, those that an objective chooses to take a loss of
 
 
 @dataclass(frozen=True)
@@ -28,6 +43,7 @@ class MemoryPlan:
     footprint: Footprint
     gradient_bytes: int  # when all of them exist
     framework_bytes: int
+    checkpoint_bytes: int  # the copy that is written while training goes on
     largest_micro_batch: int  # rows; 0: not even one fits
     largest_micro_batch_recomputed: int
     recommended_recompute: str  # none, or layers where only that fits
@@ -35,57 +51,63 @@ class MemoryPlan:
     @property
     def total(self) -> int:
         """The process at its largest."""
-        return self.footprint.total + self.framework_bytes
+        return self.footprint.total + self.framework_bytes + self.checkpoint_bytes
 
 
-def plan_memory(
-    make_model: Callable[[], nn.Module],
-    loop: LoopConfig,
-    row_len: int,
-    *,
-    vocab_size: int,
-    precision: str,
-    memory_bytes: int,
-    is_masked: bool = False,
-) -> MemoryPlan:
-    """Trace steps of the model and return what they take.
+def plan_memory(work: Work, *, precision: str, memory_bytes: int) -> MemoryPlan:
+    """Trace steps of the run and return what they take.
 
     Args:
-        make_model: Builds the model with its adapter.
-        loop: The run's.
-        row_len: Tokens a row.
-        vocab_size: Of the model.
+        work: What is computed.
         precision: bf16, fp16 or fp32.
         memory_bytes: Of the device.
-        is_masked: Rows hold several documents that do not see each other: there is a mask.
+
+    Raises:
+        ConfigError: The layout cannot be planned.
     """
+    loop = work.loop
     own = process_bytes() if loop.device is None or loop.device == "cpu" else 0
 
     def trace(rows: int, recompute: RecomputeConfig) -> Footprint:
-        changed = replace(loop, micro_batch_size=rows, recompute=recompute)
-
-        def batch() -> Batch:
-            ids = torch.zeros(rows, row_len, dtype=torch.int64)
-            if not is_masked:
-                return Batch(ids, ids.clone())
-            mask = torch.ones(rows, 1, row_len, row_len, dtype=torch.bool)
-            return Batch(ids, ids.clone(), ids.clone(), mask)
-
         return trace_step(
-            make_model, CausalLanguageModeling(), batch, changed, vocab_size=vocab_size, precision=precision
+            work.make_model,
+            work.objective,
+            lambda: work.make_batch(rows),
+            replace(loop, micro_batch_size=rows, recompute=recompute),
+            vocab_size=work.vocab_size,
+            precision=precision,
+            trained_share=work.trained_share,
         )
 
-    room = int(SPARE * memory_bytes) - own
     rows = loop.micro_batch_size
-    found = trace(rows, loop.recompute)
-    plain = found if loop.recompute == RecomputeConfig() else trace(rows, RecomputeConfig())
-    kept = _largest(rows, plain.total, trace(2 * rows, RecomputeConfig()).total, room)
-    again = [trace(many, RecomputeConfig("layers")).total for many in (rows, 2 * rows)]
-    recomputed = max(kept, _largest(rows, again[0], again[1], room))
-    with torch.device("meta"):
-        trained = sum(p.numel() * p.element_size() for p in make_model().parameters() if p.requires_grad)
-    advice = "none" if kept >= loop.micro_batch_size or recomputed <= kept else "layers"
-    return MemoryPlan(found, trained, own, kept, recomputed, advice)
+    with as_first_of(loop.parallel):
+        found = trace(rows, loop.recompute)
+        copied = found.facts.kept_bytes if loop.checkpoint.every and loop.checkpoint.is_asynchronous else 0
+        room = int(SPARE * memory_bytes) - own - copied
+        plain = found if loop.recompute == RecomputeConfig() else trace(rows, RecomputeConfig())
+        kept = _largest(rows, plain.total, trace(2 * rows, RecomputeConfig()).total, room)
+        recomputed, advice = kept, "none"
+        if found.facts.has_blocks:
+            again = [trace(many, RecomputeConfig("layers")).total for many in (rows, 2 * rows)]
+            recomputed = max(kept, _largest(rows, again[0], again[1], room))
+            advice = "none" if kept >= rows or recomputed <= kept else "layers"
+    return MemoryPlan(found, found.facts.gradient_bytes, own, copied, kept, recomputed, advice)
+
+
+@contextlib.contextmanager
+def as_first_of(parallel: ParallelConfig) -> Iterator[None]:
+    """Be the first process of a layout for the time of the ``with``.
+
+    Raises:
+        ConfigError: The layout has several processes: a trace in a group in name alone fails in torch's device mesh.
+    """
+    num = parallel.inner * (parallel.data or 1)
+    if num > 1:
+        raise ConfigError(
+            f"loop.parallel asks for {num} processes, and layouts cannot be planned yet. Plan it as one process "
+            "(--loop.parallel.shard=1 and the like), and divide what is shared out."
+        )
+    yield
 
 
 def _largest(rows: int, once: int, twice: int, room: int) -> int:

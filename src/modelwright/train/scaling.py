@@ -28,6 +28,7 @@ from modelwright.models.llama import Llama, LlamaConfig
 from modelwright.nn.init import init_weights
 from modelwright.tokenizer.formats import load_tokenizer
 from modelwright.train.budget import count_parameters, flops_per_token
+from modelwright.train.checkpoint import FREE_SETTINGS
 from modelwright.train.finetune import mean_loss
 from modelwright.train.loop import Hook, LoopConfig, train
 from modelwright.train.objective import CausalLanguageModeling
@@ -141,12 +142,23 @@ def run_scaling(config: ScalingConfig, hooks: Sequence[Hook] = ()) -> ScalingRes
 
 
 def _settle(config: ScalingConfig, work: Path) -> None:
-    file, settings = work / "settings.json", to_dict(config)
-    if file.is_file() and read_json(file) != settings:
-        raise ConfigError(
-            f"{work} holds an unfinished study with other settings. Give it those of {file}, or remove the folder."
-        )
+    file, settings = work / "settings.json", _deciding(to_dict(config))
+    if file.is_file():
+        kept = _deciding(read_json(file))
+        changed = [name for name in sorted(settings | kept) if settings.get(name) != kept.get(name)]
+        if changed:
+            raise ConfigError(
+                f"{work} holds an unfinished study with other settings of {', '.join(changed)}. Give it those of "
+                f"{file}, or remove the folder."
+            )
     write_json(file, settings)
+
+
+def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings without those that do not change what is measured."""
+    loop = {name: value for name, value in settings["loop"].items() if name not in FREE_SETTINGS}
+    decided = {name: value for name, value in settings.items() if name != "out"}
+    return {**decided, "loop": loop}
 
 
 def _first_rows(rows: Rows, config: ScalingConfig) -> Rows:

@@ -57,16 +57,19 @@ def run_write(config: WriteConfig, hooks: Sequence[Hook] = ()) -> TaskResult:
         ConfigError: The folder holds another kind of model, or its tokenizer lacks what the method needs.
         DataError: A row cannot be used.
     """
-    model: Any = load_model(config.base, dtype=torch.float32)
+    return run_parts(config, prepare_write(config), hooks, name="write")
+
+
+def prepare_write(config: WriteConfig, device: str | None = None) -> TaskParts:
+    """Return model, objective, data and score; with the device "meta" the model has no numbers."""
+    model: Any = load_model(config.base, dtype=torch.float32, device=device)
     if not isinstance(model, T5):
         raise ConfigError(f"{config.base} holds a {type(model).__name__}; expected an encoder-decoder such as T5.")
     encoder = TextEncoder(config.base, config.max_seq_len)
     make = _mended if config.denoise is not None else _paired
     loader_rows, held_out = (make(encoder, config, model, part) for part in ("train", "validation"))
     loader = ExampleLoader(loader_rows[0], loader_rows[1], config.loop.micro_batch_size, seed=config.loop.seed)
-    objective = Writing(config.label_smoothing)
-    parts = TaskParts(model, objective, loader, lambda m: _score(m, *held_out), save_model)
-    return run_parts(config, parts, hooks, name="write")
+    return TaskParts(model, Writing(config.label_smoothing), loader, lambda m: _score(m, *held_out), save_model)
 
 
 def _paired(encoder: TextEncoder, config: WriteConfig, model: Any, part: str) -> tuple[int, Any]:
