@@ -45,9 +45,7 @@ def serve(
     tls_key: Annotated[Path | None, typer.Option(help="Its key, where it stands in another file.")] = None,
     otlp: Annotated[str | None, typer.Option(help="OpenTelemetry collector for spans: http://localhost:4318.")] = None,
     state_dir: Annotated[Path | None, typer.Option(help="Where uploaded files and batches outlive the server.")] = None,
-    replicas: Annotated[
-        int, typer.Option(help="Processes that serve the same model; more than 1 with --engine ray.")
-    ] = 1,
+    replicas: Annotated[int, typer.Option(help="Processes that serve one model; above 1: --engine ray.")] = 1,
     engine: Annotated[str, typer.Option(help="What keeps the processes: local (one) or ray (Ray Serve).")] = "local",
 ) -> None:
     """Serve MODEL, an index, or both, with the OpenAI API under /v1 and the page at /.
