@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,3 +60,23 @@ def test_a_child_does_not_inherit_the_peak_of_its_parent():
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(child.stdout) < device.peak_memory_bytes() and held.any()
     assert int(child.stdout) < 100 * 2**20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems keep the pages")
+def test_pages_that_are_let_go_leave_memory_and_come_back_as_they_were(tmp_path):
+    def mapped_bytes() -> int:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(status.partition("RssFile:")[2].split()[0]) * 1024
+
+    size = 32 << 20
+    (tmp_path / "numbers").write_bytes(np.arange(size, dtype=np.uint8).tobytes())
+    storage = torch.UntypedStorage.from_file(str(tmp_path / "numbers"), False, size)
+    numbers = torch.empty(0, dtype=torch.uint8).set_(storage)
+    total = int(numbers.sum(dtype=torch.int64))
+    before = mapped_bytes()
+    device.let_pages_go(numbers.data_ptr(), size)
+    assert mapped_bytes() < before - size // 2
+    assert int(numbers.sum(dtype=torch.int64)) == total
+    own = torch.arange(1 << 20)  # no file behind it: it must not change
+    device.let_pages_go(own.data_ptr(), 8 << 20)
+    assert torch.equal(own, torch.arange(1 << 20))

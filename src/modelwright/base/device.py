@@ -1,5 +1,6 @@
 """What this machine is and how fast: devices, number formats, memory, and its measured matrix rate."""
 
+import ctypes
 import functools
 import os
 import platform
@@ -16,6 +17,8 @@ from modelwright.base.errors import DeviceError
 
 if TYPE_CHECKING:
     import torch
+
+MADV_PAGEOUT = 21  # Linux 5.4: give pages back; those of a file are dropped, others go to swap where there is one
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,22 @@ def peak_memory_bytes() -> int:
         pass
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def let_pages_go(address: int, num_bytes: int) -> None:
+    """Ask the system to take back the memory of numbers that will hardly be read again, such as a mapped weight's.
+
+    Nothing is lost whatever the memory is: pages of a file are read again when they are wanted. Whole pages alone are
+    given back; systems without this call keep them.
+    """
+    if sys.platform != "linux":
+        return
+    page = resource.getpagesize()
+    start, end = -(-address // page) * page, (address + num_bytes) // page * page
+    if end > start:
+        madvise = ctypes.CDLL(None, use_errno=True).madvise
+        madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        madvise(start, end - start, MADV_PAGEOUT)
 
 
 def measure_matmul_flops(device: "torch.device", dtype: "torch.dtype", seconds: float = 1.0) -> float:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from modelwright.base.device import let_pages_go
 from modelwright.base.errors import CheckpointError, ConfigError
 from modelwright.nn.linear import linears, replace_module
 
@@ -356,4 +357,6 @@ def _swap(model: nn.Module, is_skipped: Callable[[str], bool], make: Callable[[n
         if type(layer) is nn.Linear and not is_skipped(name):
             replace_module(model, name, make(layer))
             replaced.append(name)
+            if layer.weight.device.type == "cpu":  # a mapped file's pages would count as long as the map stands
+                let_pages_go(layer.weight.data_ptr(), layer.weight.numel() * layer.weight.element_size())
     return replaced
