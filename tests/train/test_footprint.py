@@ -5,8 +5,10 @@ import torch
 
 from modelwright.data.load import Batch
 from modelwright.models.llama import Llama, LlamaConfig
+from modelwright.nn import nf4
 from modelwright.nn.lora import add_lora
 from modelwright.optim.build import OptimizerConfig
+from modelwright.train import footprint
 from modelwright.train.footprint import trace_step
 from modelwright.train.loop import LoopConfig
 from modelwright.train.objective import CausalLanguageModeling
@@ -57,3 +59,10 @@ def test_nothing_real_is_made():
     )
     found = trace(lambda: Llama(big), rows=1)
     assert found.total > 15e9  # more than a test may take
+
+
+def test_tables_that_a_trace_makes_have_numbers_afterwards():
+    nf4.forget_tables()
+    with footprint._without_numbers():
+        assert nf4.nf4_levels().device.type == "cpu"
+    assert type(nf4.nf4_levels()) is torch.Tensor and nf4.nf4_levels()[15].item() == 1.0

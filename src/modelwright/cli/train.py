@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from modelwright.base import distributed
-from modelwright.base.errors import ConfigError, ModelwrightError, OutOfMemoryError
+from modelwright.base.errors import ConfigError, OutOfMemoryError
 from modelwright.base.progress import console, human_bytes, human_count
 from modelwright.base.registry import lookup
 from modelwright.cli.recipe import read_training_recipe
@@ -15,7 +15,7 @@ from modelwright.cli.train_scaling import study
 from modelwright.cli.train_tracking import read_tracking, tracked
 from modelwright.cli.train_tracking import tell as _tell
 from modelwright.train import METHODS
-from modelwright.train.plan import plan_run
+from modelwright.train.plan import what_fits
 from modelwright.train.ray_engine import train_on_ray
 
 
@@ -55,26 +55,8 @@ def train(
             try:
                 result = lookup(METHODS, method, "method")(config, hooks=[_tell, *hooks])
             except OutOfMemoryError as error:
-                raise OutOfMemoryError(f"{error} {_what_fits(config)}".strip()) from error
+                raise OutOfMemoryError(f"{error} {what_fits(config)}".strip()) from error
         _show_result(method, result)
-
-
-def _what_fits(config: Any) -> str:
-    """Say what the plan of a run knows of its memory; nothing where it cannot be planned, or not any more."""
-    if distributed.is_distributed():
-        return ""
-    try:
-        planned = plan_run(config)
-    except (ModelwrightError, RuntimeError, MemoryError):
-        return ""
-    found, peak = planned.batch, planned.peak
-    return (
-        f"The plan of this run is {human_bytes(planned.total_bytes)} of {human_bytes(planned.machine_memory_bytes)}: "
-        f"weights {human_bytes(planned.weight_bytes)}, gradients {human_bytes(planned.gradient_bytes)}, optimizer "
-        f"{human_bytes(planned.optimizer_bytes)}, activations {human_bytes(planned.activation_bytes)}, logits "
-        f"{human_bytes(peak.logits_bytes)}. With this machine to itself {found.largest_micro_batch} rows at a time "
-        f"fit, {found.largest_recomputed} with loop.recompute.name=layers."
-    )
 
 
 def _show_result(method: str, result: Any) -> None:

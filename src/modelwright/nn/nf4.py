@@ -68,6 +68,12 @@ def _pairs(dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.stack((nf4_levels()[byte >> 4], nf4_levels()[byte & 15]), dim=1).to(device, dtype)
 
 
+def forget_tables() -> None:
+    """Make the tables anew when they are next wanted: those made while a step is traced without numbers hold none."""
+    for table in (nf4_levels, scale_levels, _pairs):
+        table.cache_clear()
+
+
 def _nearest(x: Tensor, levels: Tensor) -> Tensor:
     levels = levels.to(x.device)
     return torch.bucketize(x, (levels[1:] + levels[:-1]) / 2, out_int32=True).to(torch.uint8)

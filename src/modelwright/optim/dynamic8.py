@@ -40,6 +40,12 @@ def _tables(is_signed: bool, device: torch.device) -> tuple[Tensor, Tensor]:
     return code, (code[1:] + code[:-1]) / 2
 
 
+def forget_tables() -> None:
+    """Make the tables anew when they are next wanted: those made while a step is traced without numbers hold none."""
+    dynamic_code.cache_clear()
+    _tables.cache_clear()
+
+
 def quantize(values: Tensor, is_signed: bool) -> tuple[Tensor, Tensor]:
     """Return codes and scales of a flat float32 tensor.
 

@@ -29,7 +29,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from modelwright.nn import nf4
 from modelwright.nn.nf4 import NF4Linear
+from modelwright.optim import dynamic8
 from modelwright.train.checkpoint import CheckpointConfig
 from modelwright.train.loop import LoopConfig, Run
 from modelwright.train.objective import Objective
@@ -197,6 +199,17 @@ class _Again:
         self.next_batch = make
 
 
+@contextlib.contextmanager
+def _without_numbers() -> Iterator[None]:
+    """Let tensors have shapes alone; tables that are made meanwhile and kept are made anew afterwards."""
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            yield
+    finally:
+        nf4.forget_tables()
+        dynamic8.forget_tables()
+
+
 def trace_step(
     make_model: Callable[[], nn.Module],
     objective: Objective,
@@ -227,7 +240,7 @@ def trace_step(
         batches["batch"] |= ledger.keys(_tensors(batch))
         return batch
 
-    with FakeTensorMode(allow_non_fake_inputs=True), ledger, ledger.following():
+    with _without_numbers(), ledger, ledger.following():
         model = make_model()
         loading = ledger.peak
         vars(model)["to"] = lambda *_: model  # it is there already, and fake tensors cannot be moved in place

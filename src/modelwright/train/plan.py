@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from modelwright.base import distributed
 from modelwright.base.config import to_dict
 from modelwright.base.device import has_fast_bf16, measure_matmul_flops, pick_device
-from modelwright.base.errors import ConfigError, DataError
+from modelwright.base.errors import ConfigError, DataError, ModelwrightError
 from modelwright.base.files import read_json
+from modelwright.base.progress import human_bytes
 from modelwright.base.registry import lookup
 from modelwright.data.blend import source_paths
 from modelwright.data.load import Batch
@@ -185,6 +187,24 @@ def plan_task(method: str, config: Any) -> Plan:
     )
     assert loop.num_steps is not None
     return make_plan(work, loop.num_steps)
+
+
+def what_fits(config: Any) -> str:
+    """Say what the plan of a run knows of its memory; nothing where it cannot be planned, or not any more."""
+    if distributed.is_distributed():
+        return ""
+    try:
+        planned = plan_run(config)
+    except (ModelwrightError, RuntimeError, MemoryError):
+        return ""
+    found, peak = planned.batch, planned.peak
+    return (
+        f"The plan of this run is {human_bytes(planned.total_bytes)} of {human_bytes(planned.machine_memory_bytes)}: "
+        f"weights {human_bytes(planned.weight_bytes)}, gradients {human_bytes(planned.gradient_bytes)}, optimizer "
+        f"{human_bytes(planned.optimizer_bytes)}, activations {human_bytes(planned.activation_bytes)}, logits "
+        f"{human_bytes(peak.logits_bytes)}. With this machine to itself {found.largest_micro_batch} rows at a time "
+        f"fit, {found.largest_recomputed} with loop.recompute.name=layers."
+    )
 
 
 def _matrix_rate(loop: LoopConfig) -> float:
