@@ -174,7 +174,7 @@ class Planner:
 
     def __init__(self, block_size: int, min_rows: int, device: torch.device):
         self.block_size = block_size
-        self.min_rows = min_rows  # a step is padded to this many tokens
+        self.min_rows = min_rows  # a step is padded to so many tokens at least
         self.device = device
 
     def plan(self, chunks: Sequence[Span]) -> StepPlan:
@@ -202,7 +202,7 @@ class Planner:
             positions.append(np.arange(chunk.start, chunk.computed_end))
             slots.append(table[chunk.start : chunk.computed_end])
             last_rows += range(len(ids) - chunk.num_rows, len(ids))
-        num_missing = max(0, self.min_rows - len(ids))
+        num_missing = few_sizes(max(self.min_rows, len(ids))) - len(ids)
         made, restore = [], np.zeros(len(ids) + num_missing, dtype=np.int64)
         num_rows = 0
         for tables, parts in gathers:
@@ -214,7 +214,7 @@ class Planner:
                 restore[flat[real]] = num_rows + np.flatnonzero(real)
                 num_rows += len(flat)
             made.append(Gather(self._tensor(np.stack(tables)), tuple(self._group(*part) for part in parts)))
-        last_rows += [0] * (self.min_rows - len(last_rows))
+        last_rows += [0] * (few_sizes(max(self.min_rows, len(last_rows))) - len(last_rows))
         return StepPlan(
             input_ids=torch.tensor(ids + [0] * num_missing, device=self.device)[None],
             positions=self._tensor(np.concatenate([*positions, np.zeros(num_missing, dtype=np.int64)]))[None],
@@ -239,6 +239,18 @@ class Planner:
 
     def _tensor(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+
+
+def few_sizes(num: int) -> int:
+    """Return the next of eight sizes an octave, at most an eighth above ``num``.
+
+    oneDNN makes and keeps a kernel for every shape that it meets; steps of any number of tokens would make thousands.
+
+    >>> [few_sizes(num) for num in (1, 15, 17, 100, 1025)]
+    [1, 15, 18, 104, 1152]
+    """
+    unit = 1 << max(0, num.bit_length() - 4)
+    return -(-num // unit) * unit
 
 
 def _tile(chunk: Span, offset: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
