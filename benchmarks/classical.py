@@ -7,7 +7,7 @@
     language    characters of Tiny Shakespeare: recurrent and feed-forward models against n-grams
     words       analogies in a planted text, categories in WikiText-2: word2vec and GloVe against shuffled text
     digits      scikit-learn's handwritten digits by the NumPy network, every update rule, against shuffled labels
-    series      an LSTM against the naive forecast: a season, a random walk, daily prices and volatility
+    series      an LSTM against the last value and a linear model: a season, a random walk, daily prices, volatility
 
 Parts that are not run keep the figures that the file already has. Writes ``benchmarks/results/classical.json``.
 """
@@ -44,6 +44,7 @@ from modelwright.models.seq2seq import ATTENTIONS, Seq2Seq, Seq2SeqConfig
 from modelwright.models.series import SeriesConfig, fit_regressor, walk_forward
 from modelwright.models.word2vec import Word2VecConfig, train_word2vec
 from modelwright.nn.init import init_weights
+from modelwright.train.forecast import fit_linear
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("MODELWRIGHT_DATA", ""))
@@ -297,6 +298,12 @@ def read_column(name, column):
         return np.array([float(row[column]) for row in csv.DictReader(handle)])
 
 
+def fit_line(inputs, targets):
+    """Fit the least-squares line from the changes in a window to the next one: a rival for `fit_regressor`."""
+    weights = fit_linear(np.diff(inputs), targets - inputs[:, -1])
+    return lambda seen: seen[:, -1] + np.column_stack([np.diff(seen), np.ones(len(seen))]) @ weights
+
+
 def series(seeds):
     time_of = np.arange(600)
     draw = np.random.default_rng(0)
@@ -318,6 +325,7 @@ def series(seeds):
         found[name] = {
             "rmse": [run.rmse for run in runs],
             "naive_rmse": runs[0].naive_rmse,
+            "linear_rmse": walk_forward(values, fit_line, window=24, num_folds=5).rmse,
             "skill": [run.skill for run in runs],
         }
     return found

@@ -79,10 +79,15 @@ def words_lines():
 
 def series_lines():
     result = read("classical.json")["series"]
-    yield "| series | LSTM, RMSE | last value, RMSE | skill |"
-    yield "|---|---|---|---|"
+    yield "| series | LSTM, RMSE | linear, RMSE | last value, RMSE | LSTM's skill over the last value | best |"
+    yield "|---|---|---|---|---|---|"
     for name, v in result["found"].items():
-        yield f"| {name} | {spread(v['rmse'])} | {v['naive_rmse']:.3f} | {spread(v['skill'], '{:.2f}')} |"
+        # An LSTM wins when each of its seeds does: one that is better by luck is no winner.
+        best = min((max(v["rmse"]), "LSTM"), (v["linear_rmse"], "linear"), (v["naive_rmse"], "last value"))[1]
+        yield (
+            f"| {name} | {spread(v['rmse'])} | {v['linear_rmse']:.3f} | {v['naive_rmse']:.3f} | "
+            f"{spread(v['skill'], '{:.2f}')} | {best} |"
+        )
     yield ""
     yield source(result)
 

@@ -57,6 +57,18 @@ def test_an_lstm_beats_the_naive_forecast_on_a_season_and_not_on_a_random_walk()
     assert walk(random_walk()).skill < 0.05
 
 
+def test_what_comes_later_changes_no_forecast():
+    """Nothing leaks: values behind a fold may be anything. A forecaster that scales by the whole series is told."""
+    values, later = random_walk(120), random_walk(120)
+    later[80:] += 500  # everything from the last value of the first fold on
+    fit = partial(fit_regressor, config=SeriesConfig(window=8, hidden_size=4), num_steps=4)
+    forecasts = [walk_forward(v, fit, window=8, num_folds=3).forecasts for v in (values, later)]
+    num = 80 - walk_forward(values, fit, window=8, num_folds=3).first_targets[0]
+    assert 15 < num < 25 and np.array_equal(forecasts[0][:num], forecasts[1][:num])
+    leaking = [walk_forward((v - v.mean()) / v.std(), fit, window=8, num_folds=3).forecasts for v in (values, later)]
+    assert not np.allclose(leaking[0][:num], leaking[1][:num], rtol=0.1)
+
+
 def test_untrained_it_is_the_naive_forecast_and_scale_does_not_matter():
     model = init_weights(SeriesRegressor(SeriesConfig(window=8)), 0, std=0.5).eval()
     windows = torch.randn(4, 8)

@@ -15,6 +15,7 @@ from modelwright.cli.train_scaling import study
 from modelwright.cli.train_tracking import read_tracking, tracked
 from modelwright.cli.train_tracking import tell as _tell
 from modelwright.train import METHODS
+from modelwright.train.forecast import verdict
 from modelwright.train.plan import what_fits
 from modelwright.train.ray_engine import train_on_ray
 
@@ -63,6 +64,8 @@ def _show_result(method: str, result: Any) -> None:
     console.print(f"[bold]{result.out}[/bold]  {method}, {result.figures['seconds']:.0f} s")
     for name, value in result.figures.items():
         console.print(f"  {name:<24} {_show(name, value)}")
+    if method == "forecast":
+        console.print(verdict(result.figures))
 
 
 def _settle_together(out: Path, *, is_wanted: bool, is_unwanted: bool) -> None:

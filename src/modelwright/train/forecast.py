@@ -1,11 +1,11 @@
 """Train a recurrent network on a series of values in a CSV file; judged against the last value and a linear model.
 
 The file is cut in order of time: the last part is never seen in training. Walking forward over several folds is
-`modelwright.models.series.walk_forward` (benchmarks/forecast.py). Source: see `modelwright.models.series`.
+`modelwright.models.series.walk_forward` (benchmarks/classical.py). Source: see `modelwright.models.series`.
 """
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -71,6 +71,19 @@ def read_column(file: Path, column: str) -> np.ndarray:
 def fit_linear(inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Return the weights of the least-squares line from a window and 1 to what follows, (window + 1,)."""
     return np.linalg.lstsq(np.column_stack([inputs, np.ones(len(inputs))]), targets, rcond=None)[0]
+
+
+def verdict(figures: Mapping[str, float]) -> str:
+    """Say which forecast was best on the held-out part, and plainly so when it is the last value.
+
+    >>> verdict({"rmse": 1.4, "naive_rmse": 1.3, "linear_rmse": 1.5})
+    'The last value is the best forecast here (error 1.3); this model, 1.4, adds nothing to it.'
+    """
+    ours = figures["rmse"]
+    error, best = min((figures["naive_rmse"], "last value"), (figures["linear_rmse"], "linear model"))
+    if ours < error:
+        return f"This model is the best forecast here (error {ours:.4g}); next is the {best}, {error:.4g}."
+    return f"The {best} is the best forecast here (error {error:.4g}); this model, {ours:.4g}, adds nothing to it."
 
 
 def run_forecast(config: ForecastConfig, hooks: Sequence[Hook] = ()) -> TaskResult:
