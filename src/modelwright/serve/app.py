@@ -9,7 +9,6 @@ import functools
 import ipaddress
 import secrets
 import ssl
-import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +16,9 @@ from typing import TYPE_CHECKING, Any
 from modelwright.base.errors import ConfigError, RequestError
 from modelwright.serve.adapters_api import AdapterRoutes
 from modelwright.serve.anthropic_api import AnthropicRoutes
-from modelwright.serve.batches_api import BatchRoutes, BatchRunner
 from modelwright.serve.chats import Chats
 from modelwright.serve.chats_api import ChatRoutes
 from modelwright.serve.errors import error_body, error_response, install_handlers, refuse_socket
-from modelwright.serve.files_api import FileRoutes, FileStore
 from modelwright.serve.gate import Gate
 from modelwright.serve.keys import KeyRing
 from modelwright.serve.metrics import Metrics
@@ -32,6 +29,7 @@ from modelwright.serve.responses_api import ResponsesRoutes
 from modelwright.serve.schema import describe_routes
 from modelwright.serve.served import Allowed, ServeConfig, Served
 from modelwright.serve.socket_api import SocketRoutes
+from modelwright.serve.state import ServerState
 from modelwright.serve.telemetry import current_headers
 from modelwright.serve.tokenizers_api import TokenizerRoutes
 from modelwright.serve.vectors import Encoders, VectorRoutes
@@ -92,17 +90,13 @@ def create_app(
 
     keys = KeyRing.load(config.api_key_file) if config.api_key_file is not None else None
 
-    passing = tempfile.TemporaryDirectory(prefix="modelwright-") if config.state_dir is None else None
-    folder = Path(passing.name) if passing is not None else Path(config.state_dir or "")
+    state = ServerState(config, keys)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        runner.start()
-        yield
-        await runner.stop()
+        async with state.at_work():
+            yield
         await served.close()
-        if passing is not None:
-            passing.cleanup()
 
     # The framework's own documentation pages load scripts from another host; only the plain document is kept.
     app = FastAPI(title="modelwright", docs_url=None, redoc_url=None, lifespan=lifespan)
@@ -116,11 +110,8 @@ def create_app(
     AdapterRoutes(served).install(app)
     VectorRoutes(served).install(app)
     if engine is not None and index is None:
-        ChatRoutes(served, Chats(folder / "chats.sqlite")).install(app)
-    files = FileStore(folder / "files")
-    runner = BatchRunner(app, files, folder / "batches", keys)
-    FileRoutes(files, config.max_file_bytes).install(app)
-    BatchRoutes(runner, config.max_body_bytes, config.body_timeout_seconds).install(app)
+        ChatRoutes(served, Chats(state.folder / "chats.sqlite")).install(app)
+    state.install(app)
     PageRoutes(served, page).install(app)
     TokenizerRoutes({model_name: tokenizer} if tokenizer is not None else {}).install(app)
     HealthRoutes(served).install(app)

@@ -4,16 +4,12 @@ Routes: GET /api/look (what there is), POST /api/look/optimizers, /api/look/acti
 """
 
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelwright.base.errors import ConfigError, RequestError
-from modelwright.serve.app import FrontDoor
-from modelwright.serve.errors import install_handlers
-from modelwright.serve.metrics import Metrics
-from modelwright.serve.page import PageFile, read_page
-from modelwright.serve.web import FastAPI, HTTPException, Response
+from modelwright.serve.page_app import create_page_app
+from modelwright.serve.web import FastAPI
 
 if TYPE_CHECKING:  # importing this room loads no heavy library
     from torch import nn
@@ -117,24 +113,6 @@ def create_look_app(
     """
     if (model is None) != (tokenizer is None):
         raise ConfigError("A model and its tokenizer belong together. Give both or neither.")
-    files = read_page(page)
-    app = FastAPI(title="modelwright look", docs_url=None, redoc_url=None)
-    install_handlers(app)
+    app = create_page_app("modelwright look", page, FIRST_FILE, allowed_hosts)
     LookRoutes(model, tokenizer, name).install(app)
-
-    async def first() -> Response:
-        return _send(files, FIRST_FILE)
-
-    async def file(name: str) -> Response:
-        return _send(files, name)
-
-    app.add_api_route("/", first, methods=["GET"], include_in_schema=False)
-    app.add_api_route("/page/{name}", file, methods=["GET"], include_in_schema=False)
-    app.add_middleware(FrontDoor, metrics=Metrics(None), allowed_hosts=allowed_hosts)  # type: ignore[arg-type]
     return app
-
-
-def _send(files: Mapping[str, PageFile], name: str) -> Response:
-    if name not in files:
-        raise HTTPException(404)
-    return Response(files[name].content, media_type=files[name].media_type, headers={"cache-control": "no-cache"})

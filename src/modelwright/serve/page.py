@@ -5,6 +5,7 @@ the index. No request names a path, so no request can reach a file.
 """
 
 import mimetypes
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,21 @@ def read_page(folder: Path) -> dict[str, PageFile]:
     return files
 
 
+def install_page(app: FastAPI, files: Mapping[str, PageFile], first_file: str) -> None:
+    """Add the routes of the page: ``/`` sends ``first_file``, ``/page/NAME`` a file that it loads."""
+
+    async def send(name: str = first_file) -> Response:
+        if name not in files:
+            raise HTTPException(404)
+        return Response(files[name].content, media_type=files[name].media_type, headers={"cache-control": "no-cache"})
+
+    async def first() -> Response:
+        return await send()
+
+    app.add_api_route("/", first, methods=["GET"], include_in_schema=False)
+    app.add_api_route("/page/{name}", send, methods=["GET"], include_in_schema=False)
+
+
 class PageRoutes:
     """The handlers behind the page."""
 
@@ -64,22 +80,7 @@ class PageRoutes:
         app.add_api_route("/api/info", self.info, methods=["GET"])
         app.add_api_route("/api/document", self.document, methods=["GET"])
         if self.files:
-            app.add_api_route("/", self.first, methods=["GET"], include_in_schema=False)
-            app.add_api_route("/page/{name}", self.file, methods=["GET"], include_in_schema=False)
-
-    async def first(self) -> Response:
-        """Send the page."""
-        return self._send(FIRST_FILE)
-
-    async def file(self, name: str) -> Response:
-        """Send a file that the page loads."""
-        if name not in self.files:
-            raise HTTPException(404)
-        return self._send(name)
-
-    def _send(self, name: str) -> Response:
-        file = self.files[name]
-        return Response(file.content, media_type=file.media_type, headers={"cache-control": "no-cache"})
+            install_page(app, self.files, FIRST_FILE)
 
     async def info(self) -> JSONResponse:
         """Tell who answers, from what, and what could be asked."""

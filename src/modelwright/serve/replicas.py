@@ -12,26 +12,24 @@ at the front too, and each of its requests goes to a replica. Not done: several 
 import asyncio
 import contextlib
 import json
-import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from modelwright.base.errors import CapacityError, ConfigError, MissingExtraError
 from modelwright.base.logs import get_logger
 from modelwright.serve.app import SECURITY_HEADERS, hang_doors
-from modelwright.serve.batches_api import BatchRoutes, BatchRunner, inner_scope
+from modelwright.serve.batches_api import inner_scope
 from modelwright.serve.body import read_body
 from modelwright.serve.errors import describe, error_body, error_response, install_handlers
 from modelwright.serve.events import event
-from modelwright.serve.files_api import FileRoutes, FileStore
 from modelwright.serve.keys import KeyMeter, KeyRing, current_key
 from modelwright.serve.metrics import Metrics, merged
 from modelwright.serve.placement import SLACK, is_pinned, placement_key
 from modelwright.serve.replica import SPENT, PrefixRouter, Replica
 from modelwright.serve.served import ServeConfig
 from modelwright.serve.socket_api import SocketRoutes
+from modelwright.serve.state import ServerState
 from modelwright.serve.web import FastAPI, JSONResponse, Message, Receive, Request, Response, Scope, Send
 
 try:
@@ -319,23 +317,16 @@ def create_front(replicas: Replicas, config: ServeConfig) -> FastAPI:
     """Return the application that stands before the replicas, which must have been started."""
     keys = KeyRing.load(config.api_key_file) if config.api_key_file is not None else None
     front = Front(replicas, config)
-    passing = tempfile.TemporaryDirectory(prefix="modelwright-") if config.state_dir is None else None
-    folder = Path(passing.name) if passing is not None else Path(config.state_dir or "")
+    state = ServerState(config, keys)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        runner.start()
-        yield
-        await runner.stop()
-        if passing is not None:
-            passing.cleanup()
+        async with state.at_work():
+            yield
 
     app = FastAPI(title="modelwright", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     install_handlers(app)
-    files = FileStore(folder / "files")
-    runner = BatchRunner(app, files, folder / "batches", keys)
-    FileRoutes(files, config.max_file_bytes).install(app)
-    BatchRoutes(runner, config.max_body_bytes, config.body_timeout_seconds).install(app)
+    state.install(app)
     SocketRoutes(front.chat_stream, config.max_body_bytes).install(app)
     front.install(app)
     hang_doors(app, config, front.metrics, keys)
