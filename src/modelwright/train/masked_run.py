@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from modelwright.base.errors import DataError
 from modelwright.data.encode import TextEncoder, need_token
@@ -23,7 +22,7 @@ from modelwright.models.weights import load_model, save_model
 from modelwright.train.classify import text_encoder
 from modelwright.train.loop import Hook, LoopConfig
 from modelwright.train.masked import MaskedLanguageModeling
-from modelwright.train.task_run import TaskParts, TaskResult, run_parts, task_loop
+from modelwright.train.task_run import TaskParts, TaskResult, held_out_loss, run_parts, task_loop
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,9 @@ def prepare_masked(config: MaskedConfig, device: str | None = None) -> TaskParts
     num, collate = _rows(encoder, config, "train")
     held_out = _rows(encoder, config, "validation")
     loader = ExampleLoader(num, collate, config.loop.micro_batch_size, seed=config.loop.seed)
-    return TaskParts(model, MaskedLanguageModeling(), loader, lambda m: _score(m, *held_out), save_model)
+    objective = MaskedLanguageModeling()
+    scorer = held_out_loss(objective, *held_out, most=256)  # the same hidden tokens before and after
+    return TaskParts(model, objective, loader, scorer, save_model)
 
 
 def _rows(encoder: TextEncoder, config: MaskedConfig, part: str) -> tuple[int, Any]:
@@ -86,14 +87,3 @@ def _rows(encoder: TextEncoder, config: MaskedConfig, part: str) -> tuple[int, A
         return TextBatch(pad(seen, encoder.pad_id), pad([p[1] for p in pairs], IGNORED), length_mask(seen), types)
 
     return len(rows), collate
-
-
-@torch.inference_mode()
-def _score(model: nn.Module, num: int, collate: Any) -> dict[str, float]:
-    """Return the mean loss of hidden tokens of held-out text, the same ones before and after."""
-    objective, total, count = MaskedLanguageModeling(), 0.0, 0
-    for start in range(0, min(num, 256), 16):
-        batch = collate(range(start, min(start + 16, num, 256)), 0)
-        total += float(objective.loss(model, batch))
-        count += objective.count_trained(batch)
-    return {"validation_loss": total / max(1, count)}

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from modelwright.base.artifact import MANIFEST, new_artifact
@@ -24,6 +25,7 @@ from modelwright.train.dropout import dropout
 from modelwright.train.loop import Hook, LoopConfig, train
 from modelwright.train.objective import Objective
 
+Collate = Callable[[Sequence[int], int], Any]
 Score = Callable[[nn.Module], Mapping[str, float]]
 COPIED = (
     "tokenizer.json",
@@ -74,6 +76,25 @@ def with_steps(loop: LoopConfig, epochs: float | None, num_examples: int) -> Loo
         raise ConfigError(f"epochs is {epochs} and loop.num_steps is not given; set one of them, epochs above 0.")
     batch = loop.micro_batch_size * loop.grad_accum_steps
     return replace(loop, num_steps=max(1, round(epochs * num_examples / batch)))
+
+
+def held_out_loss(objective: Objective, num: int, collate: Collate, most: int) -> Score:
+    """Return a score: the mean loss of a trained token, in nats, over the first ``most`` of ``num`` held-out examples.
+
+    Args:
+        collate: From numbers of examples and an epoch to a batch.
+    """
+
+    @torch.inference_mode()
+    def score(model: nn.Module) -> dict[str, float]:
+        total, count, end = 0.0, 0, min(num, most)
+        for start in range(0, end, 16):
+            batch = collate(range(start, min(start + 16, end)), 0)
+            total += float(objective.loss(model, batch))
+            count += objective.count_trained(batch)
+        return {"validation_loss": total / max(1, count)}
+
+    return score
 
 
 def run_parts(config: Any, parts: TaskParts, hooks: Sequence[Hook], *, name: str, rate: float = 0.0) -> TaskResult:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from modelwright.base.errors import ConfigError, DataError
 from modelwright.base.files import read_jsonl
@@ -25,7 +24,7 @@ from modelwright.models.t5 import T5
 from modelwright.models.weights import load_model, save_model
 from modelwright.train.loop import Hook, LoopConfig
 from modelwright.train.masked import Writing
-from modelwright.train.task_run import TaskParts, TaskResult, run_parts, task_loop
+from modelwright.train.task_run import TaskParts, TaskResult, held_out_loss, run_parts, task_loop
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,8 @@ def prepare_write(config: WriteConfig, device: str | None = None) -> TaskParts:
     make = _mended if config.denoise is not None else _paired
     loader_rows, held_out = (make(encoder, config, model, part) for part in ("train", "validation"))
     loader = ExampleLoader(loader_rows[0], loader_rows[1], config.loop.micro_batch_size, seed=config.loop.seed)
-    return TaskParts(model, Writing(config.label_smoothing), loader, lambda m: _score(m, *held_out), save_model)
+    scorer = held_out_loss(Writing(), *held_out, most=512)  # without smoothing
+    return TaskParts(model, Writing(config.label_smoothing), loader, scorer, save_model)
 
 
 def _paired(encoder: TextEncoder, config: WriteConfig, model: Any, part: str) -> tuple[int, Any]:
@@ -118,14 +118,3 @@ def pair_batch(model: Any, pairs: Sequence[tuple[Any, Any]]) -> PairBatch:
     c = model.config
     start = shift_right(labels, c.decoder_start_token_id, c.pad_token_id, IGNORED)
     return PairBatch(pad(seen, c.pad_token_id), labels, length_mask(seen), start)
-
-
-@torch.inference_mode()
-def _score(model: nn.Module, num: int, collate: Any) -> dict[str, float]:
-    """Return the mean loss of held-out targets."""
-    objective, total, count = Writing(), 0.0, 0
-    for start in range(0, min(num, 512), 16):
-        batch = collate(range(start, min(start + 16, num, 512)), 0)
-        total += float(objective.loss(model, batch))
-        count += objective.count_trained(batch)
-    return {"validation_loss": total / max(1, count)}
