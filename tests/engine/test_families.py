@@ -10,6 +10,7 @@ from modelwright.base.errors import ConfigError
 from modelwright.base.types import SamplingParams
 from modelwright.engine.engine import EngineConfig
 from modelwright.engine.llm import LLM
+from modelwright.engine.prepare import rounded
 from modelwright.engine.speculative import SpeculationConfig
 from modelwright.models.deepseek import Deepseek, DeepseekConfig
 from modelwright.models.gemma import Gemma, Gemma1, GemmaConfig, GemmaRope
@@ -203,8 +204,25 @@ def test_states_are_the_same_bits_however_the_work_is_cut(family):
         assert [(c.token_ids, c.logprobs) for c in together] == [(c.token_ids, c.logprobs) for c in alone]
 
 
+@needs_bf16
+@pytest.mark.parametrize("kernels", [None, "plain"])
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+@pytest.mark.parametrize("family", ["gpt2", "mamba", "hybrid"])
+def test_rounded_weights_give_the_same_bits_in_any_company(family, quantize, kernels):
+    model = rounded(make_model(family, torch.bfloat16), quantize)
+    prompts = [p[: 5 + 9 * i] for i, p in enumerate(make_prompts() * 6)]  # steps of 1 to 24 rows, and more at first
+    params = [SamplingParams(temperature=0.8, seed=i, max_tokens=6) for i in range(len(prompts))]
+    config = EngineConfig(kernels=kernels, max_context=170)
+    llm = LLM(model, config=config)
+    alone = [llm.generate(p, q)[0] for p, q in zip(prompts, params, strict=True)]
+    together = LLM(model, config=replace(config, max_tokens_per_step=48)).generate(prompts, params)
+    assert [(c.token_ids, c.logprobs) for c in together] == [(c.token_ids, c.logprobs) for c in alone]
+
+
 def test_what_a_state_cannot_do_is_refused_by_name():
     model = make_model("mamba")
+    with pytest.raises(ConfigError, match="'one' cannot be loaded: a Mamba has a recurrent state.*Merge it into the"):
+        LLM(model).load_adapter("one", "unread")
     with pytest.raises(ConfigError, match="speculation is set, and a Mamba keeps a recurrent state: it cannot go back"):
         LLM(model, config=EngineConfig(speculation=SpeculationConfig()))
     with pytest.raises(ConfigError, match="kv_dtype is set, and a Mamba .* there are no keys and values"):

@@ -13,6 +13,7 @@ from modelwright.engine.draft import first_layers
 from modelwright.engine.engine import EngineConfig
 from modelwright.engine.llm import LLM
 from modelwright.engine.pace import FIRST_REST, NUM_PLAIN, TRIAL, Pace
+from modelwright.engine.prepare import rounded
 from modelwright.engine.speculative import Lengths, SpeculationConfig
 from modelwright.models.llama import Llama
 from modelwright.models.multi_token import MultiTokenDecoder, save_heads
@@ -65,13 +66,28 @@ def test_tokens_and_log_probabilities_are_the_same(model_bf16, tokenizer: Tokeni
 
 
 @needs_bf16
-def test_the_compiled_step_and_a_rounded_cache_take_drafts_too(model_bf16, tokenizer: Tokenizer):
+@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
+def test_a_rounded_cache_takes_drafts_too(model_bf16, tokenizer: Tokenizer, quantize: str | None):
     prompts, params = work(9)
+    model = model_bf16 if quantize is None else rounded(model_bf16, quantize)  # whose steps differ in their rows
     for settings in ({"kv_dtype": "int8"}, {"kv_dtype": "int4"}):
-        off = LLM(model_bf16, tokenizer=tokenizer, config=EngineConfig(**settings)).generate(prompts, params)
+        off = LLM(model, tokenizer=tokenizer, config=EngineConfig(**settings)).generate(prompts, params)
         speculation = SpeculationConfig("early_exit", num_layers=1, is_timed=False)
-        llm = LLM(model_bf16, tokenizer=tokenizer, config=EngineConfig(speculation=speculation, **settings))
+        llm = LLM(model, tokenizer=tokenizer, config=EngineConfig(speculation=speculation, **settings))
         assert all(same(a, b) for a, b in zip(llm.generate(prompts, params), off, strict=True))
+
+
+@needs_bf16
+@pytest.mark.parametrize("quantize", ["int8", "int4", "nf4"])
+def test_heads_guess_over_rounded_weights(model_bf16, tokenizer: Tokenizer, heads: Path, quantize: str):
+    prompts, params = work(6)
+    model = rounded(model_bf16, quantize)  # an output matrix that is rounded has no `weight`
+    sizes = {"kernels": "plain", "max_tokens_per_step": 200}
+    off = LLM(model, tokenizer=tokenizer, config=EngineConfig(**sizes)).generate(prompts, params)
+    speculation = SpeculationConfig("medusa", draft=heads, is_timed=False)
+    llm = LLM(model, tokenizer=tokenizer, config=EngineConfig(speculation=speculation, **sizes))
+    assert all(same(a, b) for a, b in zip(llm.generate(prompts, params), off, strict=True))
+    assert llm.stats().num_drafted > 0
 
 
 def test_the_first_layers_are_the_models_own(model: Llama):
@@ -112,7 +128,7 @@ def test_settings_that_do_not_go_together_are_refused(tmp_path, model_bf16: Llam
             LLM(model_bf16, config=EngineConfig(speculation=config))
     with pytest.raises(CheckpointError, match="is missing"):
         LLM(model_bf16, config=EngineConfig(speculation=SpeculationConfig("medusa", draft=tmp_path)))
-    with pytest.raises(ConfigError, match="'native' and speculation.method is 'medusa'"):
+    with pytest.raises(ConfigError, match="kernels='native' cannot be: speculation.method is 'medusa'"):
         LLM(model_bf16, config=EngineConfig(speculation=SpeculationConfig("medusa", draft="x"), kernels="native"))
 
 

@@ -141,6 +141,9 @@ class Engine:
             tokenizer = load_tokenizer(folder)
         self.sight = Sight(whole, folder, tokenizer) if whole is not None else None
         self.model, self.tokenizer = module, tokenizer
+        has_states = is_recurrent(module.cache_layout())
+        if has_states:
+            why_not = f"a {type(module).__name__} has a recurrent state, and adapters are for attention models alone"
         self.adapters = Adapters(module, self.config.adapter_bytes, why_not)
         self.model_config: Any = module.config
         self.stop_ids = stop_ids_of(self.model_config, tokenizer)
@@ -150,12 +153,12 @@ class Engine:
             module,
             num_blocks=num_blocks,
             block_size=block_size,
-            kernels=self._kernels(),
+            kernels=self.config.kernels,
+            why_not=self._why_not_native(),
             kv_dtype=self.config.kv_dtype,
             ranks=self._ranks,
         )
         speculation = self.config.speculation
-        has_states = is_recurrent(module.cache_layout())
         if has_states:
             refuse_recurrent(module, {"speculation": (speculation, "it cannot go back behind a wrong guess")})
         self.pool = BlockPool(num_blocks, block_size, self.config.has_prefix_cache and not has_states)
@@ -198,23 +201,13 @@ class Engine:
             )
         return min(wanted, self.scheduler.max_context)
 
-    def _kernels(self) -> str | None:
-        """Return which kernels are asked for.
-
-        Heads guess from hidden states, which the compiled step does not tell; pictures come as vectors, which it does
-        not take.
-        """
-        speculation, kernels = self.config.speculation, self.config.kernels
-        has_heads = speculation is not None and speculation.method == "medusa"
-        if not has_heads and self.sight is None:
-            return kernels
-        if kernels == "native":
-            why = "speculation.method is 'medusa', which reads" if has_heads else "the model sees, which adds"
-            raise ConfigError(
-                f"kernels is 'native' and {why} what the compiled step does not have. Leave kernels out"
-                + (", or speculate by 'ngram'." if has_heads else ".")
-            )
-        return "plain"
+    def _why_not_native(self) -> str | None:
+        """Return what the compiled step lacks that this engine needs, beside what its model says."""
+        if self.config.speculation is not None and self.config.speculation.method == "medusa":
+            return "speculation.method is 'medusa', whose heads read hidden states, which it does not tell"
+        if self.sight is not None:
+            return "the model sees, and pictures come as vectors, which it does not take"
+        return None
 
     @property
     def runner(self) -> Any:
@@ -273,12 +266,6 @@ class Engine:
             stop_ids=self.stop_ids,
             tags=tags,
         )
-        if adapter is not None and is_recurrent(self.model.cache_layout()):
-            raise RequestError(
-                f"The adapter {adapter.name!r} was asked for, and a {type(self.model).__name__} has a recurrent state: "
-                "adapters are computed for attention models alone. Merge the adapter into the model.",
-                param="model",
-            )
         request.adapter = adapter
         request.pictures = place_pictures(request.prompt_ids, pictures, self.sight)
         if pictures and params.beam_width is not None:

@@ -33,7 +33,7 @@ from modelwright.models.gguf import read_gguf
 from modelwright.models.llava import Llava
 from modelwright.models.weights import load_model
 from modelwright.nn.kernels import build
-from modelwright.nn.kernels.packed import round_linear
+from modelwright.nn.kernels.packed import pack_low_bit, round_linear
 from modelwright.nn.linear import linears, replace_module
 from modelwright.nn.lowbit import LAYERS, LowBitLinear
 from modelwright.nn.nf4 import NF4Linear, to_nf4
@@ -60,18 +60,21 @@ def prepare_model(
         ConfigError: The model does not write text.
     """
     dtype = DTYPES[dtype_name] if dtype_name else None
+    read: Any = model
     if isinstance(model, nn.Module):
         if dtype is not None or device_name is not None:
-            model = model.to(device=pick_device(device_name) if device_name else None, dtype=dtype)
+            read = model.to(device=pick_device(device_name) if device_name else None, dtype=dtype)
+        if _has_low_bit(read):
+            read = _with_shared_tensors(read)  # its layers will compute by the engine's kernels
     else:
         device = pick_device(device_name)
         if dtype is None:
             dtype = torch.bfloat16 if has_fast_bf16(device) else torch.float32
         if Path(model).suffix == ".gguf":  # Q4_0 and Q8_0 stay in their bits
-            model = read_gguf(Path(model), dtype=dtype, device=device, is_packed=True)
+            read = read_gguf(Path(model), dtype=dtype, device=device, is_packed=True)
         else:
-            model = load_model(Path(model), dtype=dtype, device=device)
-    model, whole = split_model(model)
+            read = load_model(Path(model), dtype=dtype, device=device)
+    model, whole = split_model(read)
     if not isinstance(model, Decoder):
         raise ConfigError(
             f"The model is a {type(model).__name__}, which does not write text; "
@@ -99,8 +102,7 @@ def rounded(model: nn.Module, quantize: str) -> nn.Module:
         raise ConfigError(
             f"The model's weights are rounded already; quantize={quantize!r} would lose more. Leave it out."
         )
-    kept: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    made = copy.deepcopy(model, kept)
+    made = _with_shared_tensors(model)
     if quantize == "nf4":
         to_nf4(made, skipped=tuple(name for name, _ in linears(made) if name == "lm_head"))
         return made
@@ -109,6 +111,16 @@ def rounded(model: nn.Module, quantize: str) -> nn.Module:
             bits = HEAD_BITS if name == "lm_head" else BITS[quantize]
             replace_module(made, name, _round(layer, bits, GROUP_SIZES["int4" if bits == 4 else "int8"]))
     return made
+
+
+def _has_low_bit(model: nn.Module) -> bool:
+    return any(isinstance(module, LowBitLinear) for module in model.modules())
+
+
+def _with_shared_tensors(model: nn.Module) -> Any:
+    """Return a copy whose modules are its own and whose tensors are the given one's."""
+    kept: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, kept)
 
 
 def _round(layer: nn.Linear, bits: int, group_size: int | None) -> LowBitLinear:
@@ -127,6 +139,7 @@ class Steps:
         num_blocks: Of the cache.
         block_size: Positions in a block.
         kernels: "native", "plain", or None to decide.
+        why_not: Why the compiled step cannot be, beside what the model says; None: it can.
         kv_dtype: "int8" or "int4" for a rounded cache, which the compiled step does not have.
         ranks: The processes that compute the model together, if it is cut.
 
@@ -141,6 +154,7 @@ class Steps:
         num_blocks: int,
         block_size: int,
         kernels: str | None,
+        why_not: str | None = None,
         kv_dtype: str | None = None,
         ranks: Ranks | None = None,
     ):
@@ -150,25 +164,27 @@ class Steps:
         if ranks is not None:
             self.runner: Any = TensorRunner(model, ranks, **self._sizes, kv_dtype=kv_dtype)
             return
-        why_not = refusal(model, block_size)
+        why_not = why_not or refusal(model, block_size)
         if kv_dtype is not None:
             why_not = why_not or f"its cache is not rounded, and kv_dtype is {kv_dtype!r}"
         if kernels == "native":
             why_not = why_not or (None if build.wait() is not None else build.failure())
             if why_not is not None:
                 raise ConfigError(f"kernels='native' cannot be: {why_not}. Leave it out to let the engine decide.")
+        has_low_bit = kernels != "plain" and _has_low_bit(model)
+        library = build.wait(LOAD_SECONDS) if kernels == "native" or has_low_bit else None
         if is_recurrent(model.cache_layout()):  # type: ignore[operator]
             has_attention = any(cache.num_kv_heads for cache in model.cache_layout())  # type: ignore[operator]
             refuse_recurrent(model, {"kv_dtype": (kv_dtype and not has_attention, "there are no keys and values")})
+            pack_low_bit(model, library)
             self.runner = RecurrentRunner(model, **self._sizes, kv_dtype=kv_dtype)
             return
         is_wanted = kernels == "native" or (kernels is None and why_not is None and is_low_bit(model))
-        library = build.wait(LOAD_SECONDS) if is_wanted else None
-        self.runner = (
-            Runner(model, **self._sizes, kv_dtype=kv_dtype)
-            if library is None
-            else NativeRunner(model, library, **self._sizes)
-        )
+        if is_wanted and library is not None:
+            self.runner = NativeRunner(model, library, **self._sizes)
+            return
+        pack_low_bit(model, library)
+        self.runner = Runner(model, **self._sizes, kv_dtype=kv_dtype)
         if is_wanted and library is None and build.failure() is None:
             threading.Thread(target=self._make, name="native-step", daemon=True).start()
 

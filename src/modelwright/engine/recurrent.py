@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from modelwright.base.errors import ConfigError
 from modelwright.engine.kv_store import PlainStore, make_store
-from modelwright.engine.runner import SMALL_PRODUCT, PagedState, Planner
+from modelwright.engine.runner import SMALL_PRODUCT, PagedState, Planner, smallest_product
 from modelwright.engine.scheduler import Chunk
 from modelwright.models.decoder import LayerCache
 from modelwright.nn.attention import NO_RULE, AttentionRule
@@ -111,8 +111,7 @@ class RecurrentRunner:
         for store in self.stores:
             store.pool[:block_size] = 0  # the null block
         self.planner = Planner(block_size, 0, self.device)
-        products = [m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear)]
-        self.min_rows = SMALL_PRODUCT // min(products) + 1
+        self.min_rows = SMALL_PRODUCT // smallest_product(model) + 1
 
     @property
     def pools(self) -> list[Tensor]:

@@ -26,6 +26,7 @@ from modelwright.engine.kv_store import KVStore, make_store, slot_bytes
 from modelwright.engine.scheduler import Chunk
 from modelwright.models.decoder import LayerCache
 from modelwright.nn.attention import NO_RULE, AttentionRule
+from modelwright.nn.linear import linears
 from modelwright.nn.tiles import KEY_TILE, QUERY_TILE, attend_rows, tile_mask
 
 # Up to this many multiply-adds, torch computes a bf16 product outside oneDNN (mkldnn_gemm_min_size) and rounds
@@ -282,6 +283,12 @@ def refuse_unpaged(model: nn.Module, layout: Sequence[LayerCache]) -> None:
         )
 
 
+def smallest_product(model: nn.Module) -> int:
+    """Return the multiply-adds of one row in the smallest linear layer, dense or low-bit."""
+    sizes: list[Any] = [(layer.in_features, layer.out_features) for _, layer in linears(model)]
+    return min(num_ins * num_outs for num_ins, num_outs in sizes)
+
+
 class Runner:
     """Holds the model and the memory of the paged cache, and computes steps."""
 
@@ -295,7 +302,7 @@ class Runner:
         for pool in self.pools:
             pool[:block_size] = 0  # the null block
         self.hidden_rows: Tensor | None = None  # (R, D) what the last step's logits were made from
-        smallest = min(p.numel() for p in model.parameters() if p.dim() == 2)
+        smallest = min(smallest_product(model), *(p.numel() for p in model.parameters() if p.dim() == 2))
         self.planner = Planner(block_size, SMALL_PRODUCT // smallest + 1, self.device)
 
     @property

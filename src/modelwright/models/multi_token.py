@@ -88,5 +88,6 @@ def load_heads(decoder: Decoder, folder: str | Path) -> MultiTokenDecoder:
         raise CheckpointError(f"{file} has heads of {sorted(found)}; the model is {width} wide. Take its own heads.")
     model = MultiTokenDecoder(decoder, len(tensors) // 2)
     model.heads.load_state_dict(tensors)
-    kept = decoder.lm_head.weight
-    return model.to(device=kept.device, dtype=kept.dtype)
+    kept = next(decoder.norm.parameters())  # the output matrix may be packed and have no numbers of its own
+    model.heads.to(device=kept.device, dtype=kept.dtype)
+    return model

@@ -11,7 +11,7 @@ Not done: zero points, activation order, 3 bits, low-bit activations.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -66,6 +66,8 @@ class LowBitLinear(nn.Module):
         self.register_buffer("weight_shape", torch.tensor([out_features, in_features], device=device))
         self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype, device=device)) if bias else None
         self.use_fused = True  # False: always the readable path
+        # A product (rows, in) -> (rows, out), bias included, that is taken for any number of rows: `pack_low_bit`.
+        self.kernel: Callable[[Tensor], Tensor] | None = None
         # The kernels' own layout of the weight, made on first use and never saved: (stamp, tensors).
         self._fused: tuple[tuple[int, ...], tuple[Tensor, ...]] | None = None
 
@@ -117,6 +119,9 @@ class LowBitLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
+        if self.kernel is not None and self._has_no_graph(x):
+            y = self.kernel(x.reshape(-1, self.in_features).float())
+            return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
         if self.use_fused and self._fits_fused(x):
             rows = x.reshape(-1, self.in_features).contiguous()
             y = self._fused_matmul(rows).view(*x.shape[:-1], self.out_features)
@@ -129,10 +134,13 @@ class LowBitLinear(nn.Module):
             x.device.type == "cpu"
             and x.dtype == self.weight_scale.dtype == torch.bfloat16
             and x.numel() <= MAX_FUSED_ROWS * self.in_features
-            and not (torch.is_grad_enabled() and x.requires_grad)  # the kernels have no derivative
-            and not torch.compiler.is_compiling()
+            and self._has_no_graph(x)
             and ((self.bits == 8 and self.group_size is None) or self._has_int4_shape())
         )
+
+    def _has_no_graph(self, x: Tensor) -> bool:
+        """Whether a kernel may run: it has no derivative, and a compiler cannot look into it."""
+        return not (torch.is_grad_enabled() and x.requires_grad) and not torch.compiler.is_compiling()
 
     def _has_int4_shape(self) -> bool:
         return self.bits == 4 and self.group_size in (32, 64, 128, 256) and self.out_features % 16 == 0

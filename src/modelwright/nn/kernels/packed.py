@@ -9,8 +9,10 @@ the rows beside it nor on the number of threads. `PackedMatrix` holds the layout
 Source: the idea of llama.cpp's Q8_0 activations (ggml-quants.c), with this project's weights and its own layout.
 """
 
+import contextlib
 import ctypes
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -124,6 +126,9 @@ class PackedMatrix:
         bias = None if self.bias is None else self.bias.data_ptr()
         self.c = CMatrix(self.blocks.data_ptr(), bias, self.num_ins, self.num_outs, self.bits)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PackedMatrix":
+        return self  # never changed once made
+
     def _pack(self, layer: nn.Module, address: int, stride: int) -> None:
         threads = torch.get_num_threads()
         if isinstance(layer, LowBitLinear):
@@ -140,6 +145,25 @@ class PackedMatrix:
         y = torch.empty(x.shape[0], self.num_outs)
         self.library.mw_linear(ctypes.byref(self.c), x.data_ptr(), x.shape[0], y.data_ptr(), torch.get_num_threads())
         return y
+
+
+def pack_low_bit(model: nn.Module, library: ctypes.CDLL | None) -> None:
+    """Have every low-bit layer of a model on a CPU compute a row to the same bits in any company.
+
+    By itself such a layer goes by the number of rows: PyTorch's fused product for a few, the weight made dense for
+    more, and the two round otherwise. Here all rows go through these kernels; a layer that has no form in them, or
+    without ``library``, is always made dense.
+    """
+    for layer in [module for module in model.modules() if isinstance(module, LowBitLinear)]:
+        layer.use_fused = False
+        if library is None or layer.weight_packed.device.type != "cpu":
+            continue
+        with contextlib.suppress(ConfigError):  # no form: dense
+            layer.kernel = partial(_all_rows, PackedMatrix(library, [layer]), layer.out_features)
+
+
+def _all_rows(matrix: PackedMatrix, num_outs: int, x: Tensor) -> Tensor:
+    return matrix.multiply(x)[:, :num_outs]
 
 
 def round_linear(library: ctypes.CDLL, linear: nn.Linear, bits: int, group_size: int | None) -> LowBitLinear:
