@@ -184,9 +184,12 @@ class Pipeline:
         last = (self.num_stages - 1) % self.size
         for rank, name, other in ((0, "embed", last), (last, "lm_head", 0)):
             if self.rank == rank and other != rank:
-                gradient = getattr(self.model, name).weight.grad
-                if gradient is None:  # frozen
+                weight = getattr(self.model, name).weight
+                if weight.grad is None:  # frozen
                     continue
+                if isinstance(weight, DTensor):  # a cut matrix's gradient may come whole, or as parts of a sum
+                    weight.grad = weight.grad.redistribute(placements=weight.placements)
+                gradient = weight.grad
                 mine = gradient.to_local() if isinstance(gradient, DTensor) else gradient
                 theirs = torch.empty_like(mine)
                 peer = dist.get_global_rank(self.group, other)
