@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -191,12 +192,23 @@ def test_logprobs_of_prompt_and_completion_are_the_models_own(model: Llama, toke
         assert len(done.prompt_logprobs) == len(ids)
         for at in range(1, len(ids)):
             assert done.prompt_logprobs[at] == pytest.approx(float(expected[at - 1, ids[at]]), abs=1e-4)
+        told = done.prompt_top_logprobs
+        assert told is not None and len(told) == len(ids) and told[0] == ()
+        for at in range(1, len(ids)):
+            values, tokens = expected[at - 1].topk(3)
+            assert [t for t, _ in told[at]] == tokens.tolist()
+            assert [p for _, p in told[at]] == pytest.approx(values.tolist(), abs=1e-4)
         assert done.top_logprobs is not None and len(done.top_logprobs) == 6
         for at, top in enumerate(done.top_logprobs, len(ids) - 1):
             assert [t for t, _ in top] == expected[at].topk(3).indices.tolist()
     mixed = llm.generate([ids, ids, "fox"], [params, LIVELY, params])  # rows of several kinds in one step
     assert mixed[0].token_ids == done.token_ids
     assert mixed[1].prompt_logprobs is None and mixed[2].prompt_logprobs is not None
+    assert [len(top) for top in mixed[0].prompt_top_logprobs or ()] == [len(top) for top in told]
+    assert mixed[1].prompt_top_logprobs is None
+    (alone,) = llm.generate([ids], replace(params, logprobs=None))  # the prompt's own tokens alone
+    assert alone.prompt_logprobs is not None and alone.prompt_top_logprobs is None
+    assert alone.prompt_logprobs[1:] == pytest.approx(done.prompt_logprobs[1:], abs=1e-4)
 
 
 def test_penalties_and_bad_words_change_what_is_written(llm: LLM, tokenizer: Tokenizer):

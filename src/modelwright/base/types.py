@@ -80,7 +80,7 @@ class SamplingParams:
     early_stopping: bool = False  # a beam search ends with the first beam_width finished beams
     priority: int = 0  # requests with a smaller one go first
     logprobs: int | None = None  # so many of the likeliest tokens are told at each position; None: none
-    prompt_logprobs: bool = False  # the log-probability of each prompt token is told too
+    prompt_logprobs: bool = False  # each prompt token's is told too, and with `logprobs` the likeliest tokens there
     json_schema: Mapping[str, Any] | str | None = None  # the completion is JSON of this schema; None: free
     regex: str | None = None  # the whole completion matches
     grammar: str | None = None  # the completion is derived from this grammar, in Lark's notation or GBNF
@@ -171,6 +171,7 @@ class Completion:
     logprobs: tuple[float, ...] | None = None  # natural log-probability of each token
     top_logprobs: tuple[TopLogprobs, ...] | None = None  # at each token, when asked for
     prompt_logprobs: tuple[float | None, ...] | None = None  # of each prompt token, the first None; when asked for
+    prompt_top_logprobs: tuple[TopLogprobs, ...] | None = None  # along with them where `logprobs` asks for any
     others: tuple["Completion", ...] = ()  # the further completions of the same prompt when n > 1
 
 

@@ -152,6 +152,7 @@ class Answer:
     logprobs: list[float] = field(default_factory=list)
     top_logprobs: list[TopLogprobs] = field(default_factory=list)
     prompt_logprobs: tuple[float | None, ...] | None = None
+    prompt_top: tuple[TopLogprobs, ...] = ()
     finish_reason: FinishReason = "abort"
     usage: Usage = Usage(0, 0)
 
@@ -162,14 +163,25 @@ class Answer:
         self.logprobs.extend(piece.logprobs)
         self.top_logprobs.extend(piece.top_logprobs)
         self.prompt_logprobs = piece.prompt_logprobs or self.prompt_logprobs
+        self.prompt_top = piece.prompt_top or self.prompt_top
         if piece.delta.finish_reason is not None and piece.delta.usage is not None:
             self.finish_reason, self.usage = piece.delta.finish_reason, piece.delta.usage
 
     def completion(self) -> Completion:
         """Return what has been collected."""
         text, ids = "".join(self.text), tuple(self.token_ids)
-        top = tuple(self.top_logprobs) or None
-        return Completion(text, ids, self.finish_reason, self.usage, tuple(self.logprobs), top, self.prompt_logprobs)
+        top, prompt_top = tuple(self.top_logprobs) or None, self.prompt_top if any(self.prompt_top) else None
+        logprobs = tuple(self.logprobs)
+        return Completion(
+            text,
+            ids,
+            self.finish_reason,
+            self.usage,
+            logprobs,
+            top,
+            self.prompt_logprobs,
+            prompt_top_logprobs=prompt_top,
+        )
 
 
 @dataclass(frozen=True)
