@@ -86,9 +86,9 @@ def make_engine(**limits: Any) -> AsyncEngine:
 
 
 @contextlib.contextmanager
-def running(app: Any, engine: Any) -> Iterator[Running]:
+def running(app: Any, engine: Any, http: Any = "auto") -> Iterator[Running]:
     server = uvicorn.Server(
-        uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=1)
+        uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=1, http=http)
     )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

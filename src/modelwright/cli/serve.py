@@ -22,9 +22,7 @@ def serve(
     name: Annotated[str | None, typer.Option(help="What clients call the model; else its folder's name.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
-    embedder: Annotated[
-        str | None, typer.Option(help="Sentence encoder for /v1/embeddings, and for the index.")
-    ] = None,
+    embedder: Annotated[str | None, typer.Option(help="Sentence encoder for /v1/embeddings, and the index.")] = None,
     reranker: Annotated[str | None, typer.Option(help="Cross-encoder for /v1/rerank and /v1/score.")] = None,
     speculate: Annotated[
         bool, typer.Option(help="Guess tokens that repeat earlier text and check several at once; same answers.")
@@ -43,6 +41,7 @@ def serve(
     ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain in PEM, for HTTPS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its key, where it stands in another file.")] = None,
+    answer_timeout: Annotated[float, typer.Option(help="Seconds that a whole answer may take.")] = 3600.0,
     otlp: Annotated[str | None, typer.Option(help="OpenTelemetry collector for spans: http://localhost:4318.")] = None,
     state_dir: Annotated[Path | None, typer.Option(help="Where uploaded files and batches outlive the server.")] = None,
     replicas: Annotated[int, typer.Option(help="Processes that serve one model; above 1: --engine ray.")] = 1,
@@ -59,6 +58,7 @@ def serve(
         adapter_dir=adapter_dir,
         api_key_file=api_key_file,
         state_dir=state_dir,
+        answer_timeout_seconds=answer_timeout,
         trace_file=trace,
         otlp_endpoint=otlp,
         allowed=Allowed(origins=tuple(allow_origin or ()), media_hosts=tuple(allow_media_host or ())),

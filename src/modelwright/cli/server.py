@@ -69,7 +69,7 @@ def start(plan: Plan, address: Address) -> None:
     app, writer = plan.open()
     console.print(f"[bold]{address.url}/[/bold]  the page; {address.url}/v1  the API. Ctrl-C ends.")
     try:
-        run_server(app, address.host, address.port, address.tls)
+        run_server(app, address.host, address.port, address.tls, address.head_seconds)
     except KeyboardInterrupt:  # Ctrl-C is how a server is meant to end
         console.print("stopped")
     finally:
@@ -112,7 +112,7 @@ def start_replicas(plan: Plan, num_replicas: int, address: Address) -> None:
     signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=replicas.restart, daemon=True).start())
     console.print(f"[bold]{address.url}/[/bold]  the page; {address.url}/v1  the API. Ctrl-C ends.")
     try:
-        run_server(create_front(replicas, plan.config), address.host, address.port, address.tls)
+        run_server(create_front(replicas, plan.config), address.host, address.port, address.tls, address.head_seconds)
     except KeyboardInterrupt:
         console.print("stopped")
     finally:

@@ -18,6 +18,7 @@ from modelwright.serve.adapters_api import AdapterRoutes
 from modelwright.serve.anthropic_api import AnthropicRoutes
 from modelwright.serve.chats import Chats
 from modelwright.serve.chats_api import ChatRoutes
+from modelwright.serve.deadline import HEAD_SECONDS, AnswerClock, Listener
 from modelwright.serve.errors import error_body, error_response, install_handlers, refuse_socket
 from modelwright.serve.gate import Gate
 from modelwright.serve.keys import KeyRing
@@ -104,7 +105,7 @@ def create_app(
     install_handlers(app)
     openai_routes = OpenAIRoutes(served)
     openai_routes.install(app)
-    SocketRoutes(openai_routes.chat_stream, config.max_body_bytes).install(app)
+    SocketRoutes(openai_routes.chat_stream, config.max_body_bytes, config.answer_timeout_seconds).install(app)
     AnthropicRoutes(served).install(app)
     ResponsesRoutes(served).install(app)
     AdapterRoutes(served).install(app)
@@ -122,6 +123,7 @@ def create_app(
 
 def hang_doors(app: FastAPI, config: ServeConfig, metrics: Metrics, keys: KeyRing | None) -> None:
     """Add what a request passes before the routes; the last one added is the first it meets."""
+    app.add_middleware(AnswerClock, seconds=config.answer_timeout_seconds)  # type: ignore[arg-type]
     if keys is not None:
         app.add_middleware(Gate, keys=keys)  # type: ignore[arg-type]
     origins = config.allowed.origins
@@ -283,7 +285,13 @@ def _is_loopback(address: str) -> bool:
         return False
 
 
-def serve(app: FastAPI, host: str = "127.0.0.1", port: int = 8000, tls: tuple[Path, Path | None] | None = None) -> None:
+def serve(
+    app: FastAPI,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    tls: tuple[Path, Path | None] | None = None,
+    head_seconds: float = HEAD_SECONDS,
+) -> None:
     """Run the application until it is interrupted.
 
     Args:
@@ -291,6 +299,7 @@ def serve(app: FastAPI, host: str = "127.0.0.1", port: int = 8000, tls: tuple[Pa
         host: Address to listen on.
         port: Port to listen on.
         tls: A certificate chain and its key in PEM (None: the key stands in the same file); None: plain HTTP.
+        head_seconds: How long the head of a request may take to arrive.
 
     Raises:
         ConfigError: The certificate or its key cannot be read, or they do not belong together.
@@ -308,5 +317,8 @@ def serve(app: FastAPI, host: str = "127.0.0.1", port: int = 8000, tls: tuple[Pa
             raise ConfigError(message) from error
         files = {"ssl_certfile": str(tls[0]), "ssl_keyfile": str(tls[1]) if tls[1] else None}
     # Open streams would hold a shutdown up for as long as they last.
-    config = uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=5, **files)
+    http = Listener.within(head_seconds)
+    config = uvicorn.Config(
+        app, host=host, port=port, http=http, log_level="warning", timeout_graceful_shutdown=5, **files
+    )
     uvicorn.Server(config).run()

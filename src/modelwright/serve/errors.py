@@ -22,6 +22,7 @@ ANTHROPIC_TYPES = {
     413: "request_too_large",
     429: "rate_limit_error",
     503: "overloaded_error",
+    504: "timeout_error",
 }
 
 
@@ -67,6 +68,8 @@ def error_response(error: Exception, path: str = "") -> Response:
     if path.startswith(ANTHROPIC_PATH):
         body = anthropic_body(status, body)
     headers = {"retry-after": str(getattr(error, "retry_after", RETRY_AFTER_SECONDS))} if status in (429, 503) else {}
+    if status == 504:
+        headers["x-should-retry"] = "false"  # the same request would take as long again
     if status == 401:
         headers["www-authenticate"] = "Bearer"
     if isinstance(error, HTTPException) and error.headers:

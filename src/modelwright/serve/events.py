@@ -14,11 +14,13 @@ import json
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, TypeVar
 
+from modelwright.serve.deadline import answering
 from modelwright.serve.errors import describe
 from modelwright.serve.web import Receive, Request, Response, Scope, Send
 
 T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"
+LAST_WORD_SECONDS = 5.0  # for a client to take the error that ends its stream
 
 
 class ClientGoneError(Exception):
@@ -56,8 +58,18 @@ async def _first_of(work: Coroutine[Any, Any, T], receive: Receive) -> T:
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Do ``work`` as long as the client of a fully read ``request`` listens."""
-    return await _first_of(work, request.receive)
+    """Do ``work`` as long as the client of a fully read ``request`` listens, and as its answer may take.
+
+    Raises:
+        ClientGoneError: The client has left.
+        RequestError: The answer took too long.
+    """
+
+    async def work_in_time() -> T:
+        async with answering(request.scope):
+            return await work
+
+    return await _first_of(work_in_time(), request.receive)
 
 
 class EventStream(Response):
@@ -80,23 +92,28 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events as the server asks."""
         with contextlib.suppress(ClientGoneError):
-            await _first_of(self._send_all(send), receive)
+            await _first_of(self._send_all(scope, send), receive)
 
-    async def _send_all(self, send: Send) -> None:
+    async def _send_all(self, scope: Scope, send: Send) -> None:
         is_started = False
         async with contextlib.aclosing(self.events) as events:
             try:
-                async for data in events:
-                    if not is_started:
-                        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                        is_started = True
-                    await send({"type": "http.response.body", "body": data, "more_body": True})
+                async with answering(scope):
+                    async for data in events:
+                        if not is_started:
+                            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                            is_started = True
+                        await send({"type": "http.response.body", "body": data, "more_body": True})
             except OSError:
                 raise ClientGoneError from None
             except Exception as error:
                 if not is_started:
                     raise
-                await send({"type": "http.response.body", "body": self.failure(error), "more_body": True})
+                try:
+                    async with asyncio.timeout(LAST_WORD_SECONDS):
+                        await send({"type": "http.response.body", "body": self.failure(error), "more_body": True})
+                except OSError:  # it has left, or does not read
+                    raise ClientGoneError from None
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

@@ -16,6 +16,7 @@ class Address:
     port: int = 8000
     certificate: Path | None = None  # a chain in PEM, for HTTPS; None: plain HTTP
     key: Path | None = None  # of the certificate; None: it stands in the same file
+    head_seconds: float = 10.0  # for the head of a request to arrive
 
     @property
     def tls(self) -> tuple[Path, Path | None] | None:

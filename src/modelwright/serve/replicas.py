@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from modelwright.base.errors import CapacityError, ConfigError, MissingExtraError
@@ -21,6 +21,7 @@ from modelwright.base.logs import get_logger
 from modelwright.serve.app import SECURITY_HEADERS, hang_doors
 from modelwright.serve.batches_api import inner_scope
 from modelwright.serve.body import read_body
+from modelwright.serve.deadline import DUE, seconds_left, too_late
 from modelwright.serve.errors import describe, error_body, error_response, install_handlers
 from modelwright.serve.events import event
 from modelwright.serve.keys import KeyMeter, KeyRing, current_key
@@ -45,6 +46,7 @@ NAME = "modelwright"
 CHAT = "/v1/chat/completions"
 LOST = (RayError, RayServeException)  # what a request sees of a replica that is gone
 PASSED = ("type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path", "server")
+LATE_SECONDS = 5.0  # that the front waits longer than a replica, which can tell a late answer in its API's own form
 OWN_HEADERS = frozenset(name for name, _ in SECURITY_HEADERS) | {b"x-request-id"}  # the front's doors add them
 log = get_logger(__name__)
 
@@ -160,9 +162,14 @@ class Relayed(Response):
         work = asyncio.ensure_future(self._pass_on(send))
         gone = asyncio.ensure_future(_until_gone(receive))
         try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            ended, _ = await asyncio.wait(
+                {work, gone}, timeout=seconds_left(scope), return_when=asyncio.FIRST_COMPLETED
+            )
             if work.done():
                 work.result()
+            elif not ended:
+                log.warning("a replica did not end an answer in time; the connection is closed")
+                raise too_late(scope[DUE][1])
         finally:
             if not work.done():
                 self.messages.cancel()
@@ -268,10 +275,15 @@ class Front:
         first = asyncio.ensure_future(_next(messages))
         gone = asyncio.ensure_future(_until_gone(request.receive))
         try:
-            await asyncio.wait({first, gone}, return_when=asyncio.FIRST_COMPLETED)
+            left = seconds_left(request.scope)
+            ended, _ = await asyncio.wait({first, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
             if not first.done():
                 messages.cancel()
-                return Response(status_code=499)
+                return (
+                    Response(status_code=499)
+                    if ended
+                    else error_response(too_late(request.scope[DUE][1]), request.url.path)
+                )
             return Relayed(messages, first.result())
         except LOST as error:
             log.warning("a replica was lost before it answered: %s", error)
@@ -327,7 +339,8 @@ def create_front(replicas: Replicas, config: ServeConfig) -> FastAPI:
     app = FastAPI(title="modelwright", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     install_handlers(app)
     state.install(app)
-    SocketRoutes(front.chat_stream, config.max_body_bytes).install(app)
+    late = config.answer_timeout_seconds and config.answer_timeout_seconds + LATE_SECONDS
+    SocketRoutes(front.chat_stream, config.max_body_bytes, late).install(app)
     front.install(app)
-    hang_doors(app, config, front.metrics, keys)
+    hang_doors(app, replace(config, answer_timeout_seconds=late), front.metrics, keys)
     return app

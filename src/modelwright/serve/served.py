@@ -49,6 +49,7 @@ class ServeConfig:
     examples: tuple[str, ...] = ()  # questions that the page offers; empty: made from document titles
     max_body_bytes: int = 16 * 1024 * 1024
     body_timeout_seconds: float = 30.0  # for the body of a request to arrive
+    answer_timeout_seconds: float | None = 3600.0  # for a whole answer, the queue included; None: no limit
     max_waiting: int = 256  # requests in the queue before new ones are told to come back
     adapters: tuple[tuple[str, Path], ...] = ()  # LoRA adapters to serve from the start: name, folder
     adapter_dir: Path | None = None  # clients may load LoRA adapters from folders under it; None: they may not
@@ -68,6 +69,10 @@ class ServeConfig:
         for name in ("num_passages", "max_body_bytes", "max_waiting", "max_prompts", "num_threads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"serve.{name} is {getattr(self, name)}; it must be at least 1.")
+        for name in ("body_timeout_seconds", "answer_timeout_seconds"):
+            seconds = getattr(self, name)
+            if seconds is not None and not seconds > 0:
+                raise ConfigError(f"serve.{name} is {seconds:g}; it must be above 0. Give the seconds to wait.")
 
 
 @dataclass(frozen=True)

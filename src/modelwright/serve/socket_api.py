@@ -14,6 +14,7 @@ from typing import Any
 
 from modelwright.base.errors import RequestError
 from modelwright.serve.body import parse_json
+from modelwright.serve.deadline import in_time
 from modelwright.serve.errors import describe
 from modelwright.serve.web import FastAPI, WebSocket, WebSocketDisconnect
 
@@ -27,15 +28,18 @@ class SocketRoutes:
     Args:
         chat_stream: Checks a chat request and returns the events of its answer.
         max_body_bytes: The longest message that is read.
+        answer_seconds: How long one answer may take; None: as long as it likes.
     """
 
     def __init__(
         self,
         chat_stream: Callable[[dict[str, Any]], Awaitable[AsyncGenerator[bytes, None]]],
         max_body_bytes: int,
+        answer_seconds: float | None = None,
     ):
         self.chat_stream = chat_stream
         self.max_body_bytes = max_body_bytes
+        self.answer_seconds = answer_seconds
 
     def install(self, app: FastAPI) -> None:
         """Add the route to ``app``."""
@@ -64,9 +68,10 @@ class SocketRoutes:
             if body.get("stream") is False:
                 message = "stream is false; over a WebSocket every answer streams. Leave it out, or ask over HTTP."
                 raise RequestError(message, param="stream", code="unsupported_parameter")
-            async with contextlib.aclosing(await self.chat_stream({**body, "stream": True})) as events:
-                async for event in events:
-                    await socket.send_text(event.decode().removeprefix("data: ").rstrip("\n"))
+            async with in_time(self.answer_seconds):
+                async with contextlib.aclosing(await self.chat_stream({**body, "stream": True})) as events:
+                    async for event in events:
+                        await socket.send_text(event.decode().removeprefix("data: ").rstrip("\n"))
         except (WebSocketDisconnect, OSError):
             pass
         except Exception as error:

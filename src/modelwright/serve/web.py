@@ -16,6 +16,7 @@ try:
     from starlette.requests import ClientDisconnect
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
     from starlette.websockets import WebSocket, WebSocketDisconnect
+    from uvicorn.protocols.http.h11_impl import H11Protocol
 except ImportError as error:
     raise MissingExtraError(error.name or "fastapi", "serve", "The server") from error
 
@@ -28,6 +29,7 @@ __all__ = [
     "CORSMiddleware",
     "ClientDisconnect",
     "FastAPI",
+    "H11Protocol",
     "HTTPException",
     "JSONResponse",
     "Message",
