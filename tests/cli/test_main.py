@@ -14,7 +14,7 @@ import pytest
 from modelwright import __version__
 from modelwright.cli.main import VERBS, main
 
-MW = [sys.executable, "-c", "from modelwright.cli.main import run; run()"]
+MW = [sys.executable, "-m", "modelwright"]
 
 
 def run_mw(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:

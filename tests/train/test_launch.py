@@ -40,7 +40,7 @@ def settings(toy: Toy, out: Path, num_steps: int) -> list[str]:
 
 def torchrun(toy: Toy, out: Path, num_steps: int = NUM_STEPS) -> subprocess.Popen:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "2"]
-    command += ["--master-port", "0", "-m", "modelwright.cli.main", "train", str(RECIPE)]
+    command += ["--master-port", "0", "-m", "modelwright", "train", str(RECIPE)]
     env = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     return subprocess.Popen(
         [*command, *settings(toy, out, num_steps)], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -88,7 +88,7 @@ def test_torchrun_trains_a_recipe_and_starts_again_when_a_worker_is_killed(toy: 
 @pytest.mark.peer
 def test_ray_trains_the_same_recipe_from_the_command_line(toy: Toy, tmp_path: Path):
     pytest.importorskip("ray")
-    command = [sys.executable, "-m", "modelwright.cli.main", "train", str(RECIPE), "--engine", "ray", "--workers", "2"]
+    command = [sys.executable, "-m", "modelwright", "train", str(RECIPE), "--engine", "ray", "--workers", "2"]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, *settings(toy, tmp_path / "model", 20)], env=env, capture_output=True, text=True, timeout=170

@@ -33,7 +33,7 @@ def train(
 ) -> None:
     """Train a model as RECIPE says; --section.field=value changes one of its settings, for example --loop.seed=1.
 
-    Several processes train together when torchrun starts them, torchrun --nproc-per-node 2 -m modelwright.cli.main
+    Several processes train together when torchrun starts them, torchrun --nproc-per-node 2 -m modelwright
     train RECIPE, or with --engine ray --workers 2; loop.parallel says how they share the work.
     """
     if recipe == Path("scaling"):  # a study of several runs
