@@ -8,6 +8,7 @@ import pytest
 from tests.conftest import Toy
 
 from modelwright.base.errors import DataError
+from modelwright.data import text_lines
 from modelwright.data.plan import read_pipeline
 from modelwright.data.run import RunParams, run_pipeline
 from modelwright.ops import make, texts
@@ -69,17 +70,31 @@ def test_long_text_comes_in_pieces_that_end_with_lines_and_lose_nothing(tmp_path
         (b'{"text": "a"}\n{"text": \n', "line 2: not valid JSON"),
         (b'{"text": "a"}\n\n{"txt": "b"}\n', 'line 3: expected an object with a "text"'),
         (b"[" * 100_000 + b"\n", "line 1: not valid JSON"),
-        (b'{"text": "' + b"x" * 200 + b'"}\n', "more than 100 characters"),
+        (b'{"text": "' + b"x" * 200 + b'"}\n', "more than 100 bytes"),
         (b'{"text": "\xff"}\n', "not UTF-8"),
     ],
 )
 def test_damaged_lines_are_named_and_in_a_folder_the_rest_goes_on(tmp_path, content, message, monkeypatch, caplog):
-    monkeypatch.setattr(texts, "MAX_LINE_CHARS", 100 if b"xxx" in content else 1 << 20)
+    monkeypatch.setattr(text_lines, "MAX_LINE_BYTES", 100 if b"xxx" in content else 1 << 20)
     (tmp_path / "bad.jsonl").write_bytes(content)
     (tmp_path / "good.txt").write_text("good", encoding="utf-8")
     with pytest.raises(DataError, match=message):
         list(stream_texts([tmp_path / "bad.jsonl"]))
     assert list(stream_texts([tmp_path]))[-1] == "good" and message in caplog.text
+
+
+def test_damaged_lines_are_set_aside_with_their_place_and_the_rest_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_lines, "MAX_LINE_BYTES", 100)
+    bad = [b'{"text": ', b'{"text": "\xff"}', b'{"txt": "b"}', b'{"text": "' + b"x" * 1000 + b'"}', b"7"]
+    good = [json.dumps({"text": f"good {number}"}).encode() for number in range(6)]
+    lines = [line for pair in zip(good, bad, strict=False) for line in pair]
+    (tmp_path / "in.jsonl").write_bytes(b"\n".join([*lines, good[-1]]) + b"\n")
+    asides: list[tuple[str, str]] = []
+    found = list(stream_texts([tmp_path / "in.jsonl"], set_aside=lambda *told: asides.append(told)))
+    assert found == [f"good {number}" for number in range(6)]
+    assert [place.rpartition(", ")[2] for place, _ in asides] == [f"line {number}" for number in (2, 4, 6, 8, 10)]
+    reasons = ("not valid JSON", "not UTF-8", 'with a "text"', "more than 100 bytes", 'with a "text"')
+    assert all(expected in reason for (_, reason), expected in zip(asides, reasons, strict=True))
 
 
 def test_what_is_not_there_is_said(tmp_path: Path):

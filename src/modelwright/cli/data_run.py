@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from modelwright.base.errors import ConfigError
+from modelwright.base.files import write_jsonl
 from modelwright.base.progress import console, human_bytes
 from modelwright.data.plan import NamedStep, read_pipeline
 from modelwright.data.quality import PerplexityFilter
@@ -77,6 +78,21 @@ def show_run(result: RunResult) -> None:
     console.print(f"why the others went: [bold]{result.out}/funnel.html[/bold]")
     if result.asides:
         raise typer.Exit(EXIT_SET_ASIDE)
+
+
+def note_aside(asides: list[dict[str, str]], step: str, position: str, reason: str) -> None:
+    """Add a line or file that could not be used to a list."""
+    asides.append({"id": "", "position": position, "step": step, "reason": reason})
+
+
+def end_with_asides(asides: list[dict[str, str]], file: Path) -> None:
+    """Show and list what a command set aside, and end it with the status that tells so; nothing where all was used."""
+    if not asides:
+        file.unlink(missing_ok=True)  # of an earlier run
+        return
+    write_jsonl(file, asides)
+    show_asides(asides, file)
+    raise typer.Exit(EXIT_SET_ASIDE)
 
 
 def show_asides(asides: list[dict[str, str]], file: Path) -> None:

@@ -1,5 +1,6 @@
 """``mw tokenizer``: train a tokenizer, compare several on the same texts, audit one."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +8,7 @@ import typer
 
 from modelwright.base.progress import console
 from modelwright.base.registry import lookup
+from modelwright.cli.data_run import Strict, end_with_asides, note_aside
 from modelwright.cli.tokenizer_figures import audit, compare
 from modelwright.cli.transplant import transplant
 from modelwright.ops.make import make_tokenizer
@@ -23,13 +25,17 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the tokenizer to make.")],
     vocab_size: Annotated[int, typer.Option(help="Pieces in all, bytes and special tokens included.")] = 4096,
     algorithm: Annotated[str, typer.Option(help="bpe (byte-level), unigram or wordpiece (as BERT's).")] = "bpe",
+    strict: Strict = False,
 ) -> None:
     """Train on SOURCES; a data set's held-out part is what it is measured on."""
-    figures = make_tokenizer(sources, out, vocab_size, algorithm)
+    asides: list[dict[str, str]] = []
+    set_aside = None if strict else partial(note_aside, asides, "tokenizer")
+    figures = make_tokenizer(sources, out, vocab_size, algorithm, set_aside)
     console.print(
         f"[bold]{out}[/bold]  {figures['vocab_size']:,} tokens, {figures['bytes_per_token']:.2f} bytes a token "
         f"on {figures['measured_on']} text (raw bytes: 1.00)"
     )
+    end_with_asides(asides, out.with_name(out.name + ".aside.jsonl"))
 
 
 tokenizer.command()(compare)

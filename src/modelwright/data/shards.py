@@ -20,6 +20,7 @@ from modelwright.base.errors import DataError, MissingExtraError
 from modelwright.base.files import atomic_file, hash_file, read_jsonl
 from modelwright.base.types import Document
 from modelwright.data.read import document_row, row_document
+from modelwright.data.text_lines import SetAside, text_lines
 
 MAX_LINE_BYTES = 64 * 10**6
 SUFFIXES = ("jsonl", "parquet")
@@ -245,21 +246,27 @@ def read_shards(folder: Path, part: str = "train") -> Iterator[Document]:
         yield row_document(row, str(path))
 
 
-def read_texts(folder: Path, part: str = "train") -> Iterator[str]:
+def read_texts(folder: Path, part: str = "train", set_aside: SetAside | None = None) -> Iterator[str]:
     """Yield the texts of one part of a data set, or of a file; nothing but the texts is asked of the rows.
 
+    Args:
+        folder: The data set.
+        part: "train" or "validation".
+        set_aside: Gets the lines that cannot be used; None: the first one is an error.
+
     Raises:
-        DataError: The folder holds no such part, or a row has no text.
+        DataError: The folder holds no such part, or (see ``set_aside``) a row has no text.
     """
     if not find_shards(folder, part):
         raise DataError(
             f"{folder} holds no {part}.jsonl and no shards of it. Give a data set that mw data or mw data run made, "
             'or any folder with such a file of {"text": ...} lines.'
         )
-    for path, number, row in read_rows(folder, part):
-        if not isinstance(row.get("text"), str):
-            raise DataError(f"{path}, entry {number}: text is {row.get('text')!r:.60}; expected a text.")
-        yield row["text"]
+    for path in find_shards(folder, part):
+        if path.suffix == ".parquet":
+            yield from (row["text"] for row in _read_parquet(path))
+        else:
+            yield from text_lines(path, set_aside)
 
 
 def read_rows(folder: Path, part: str = "train") -> Iterator[tuple[Path, int, dict[str, Any]]]:

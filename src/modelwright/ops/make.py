@@ -26,6 +26,7 @@ from modelwright.data.read import Failure, read_documents, write_documents
 from modelwright.data.reference import write_reference
 from modelwright.data.source import ReadConfig
 from modelwright.data.synthetic import make_pairs
+from modelwright.data.text_lines import SetAside
 from modelwright.evaluate.baselines import ngram_bits_per_byte
 from modelwright.evaluate.contamination import find_contamination, open_index
 from modelwright.evaluate.perplexity import TextScore, evaluate_text
@@ -97,7 +98,11 @@ def make_pair_set(data: Path, out: Path, seed: int = 0) -> int:
 
 
 def make_tokenizer(
-    sources: Path | Sequence[Path], out: Path, vocab_size: int, algorithm: str = "bpe"
+    sources: Path | Sequence[Path],
+    out: Path,
+    vocab_size: int,
+    algorithm: str = "bpe",
+    set_aside: SetAside | None = None,
 ) -> dict[str, Any]:
     """Train a tokenizer and measure it on the held-out part of its data sets, else on what it was trained on.
 
@@ -108,18 +113,21 @@ def make_tokenizer(
         out: Folder of the artifact.
         vocab_size: Pieces in all.
         algorithm: A name in `modelwright.tokenizer.ALGORITHMS`.
+        set_aside: Gets the lines and files that are damaged; None: the first damaged line is an error.
 
     Raises:
         ConfigError: There is no such algorithm, or the size has no room.
-        DataError: A source is missing, is another kind of artifact, or holds no text.
+        DataError: A source is missing, is another kind of artifact, holds no text, or (see ``set_aside``) is damaged.
     """
     paths = [sources] if isinstance(sources, Path) else list(sources)
     train_on: Callable[..., Tokenizer] = lookup(ALGORITHMS, algorithm, "algorithm")
-    tokenizer = train_on(stream_texts(paths), vocab_size)
-    held_out = _first_texts(stream_texts(paths, held_out=True))
+    tokenizer = train_on(stream_texts(paths, set_aside=set_aside), vocab_size)
+    forget = None if set_aside is None else lambda place, reason: None  # told by the first reading
+    held_out = _first_texts(stream_texts(paths, held_out=True, set_aside=set_aside))
+    seen = held_out or _first_texts(stream_texts(paths, set_aside=forget))
     figures = {
         "vocab_size": tokenizer.vocab_size,
-        "bytes_per_token": bytes_per_token(tokenizer, held_out or _first_texts(stream_texts(paths))),
+        "bytes_per_token": bytes_per_token(tokenizer, seen),
         "measured_on": "held-out" if held_out else "training",
     }
     settings = {"vocab_size": vocab_size, "algorithm": algorithm, "sources": [path.name for path in paths]}

@@ -5,8 +5,6 @@ JSON lines give their ``text``; plain text comes in pieces that end with a line,
 this way, so its memory follows the number of different words and not the length of the text.
 """
 
-import io
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,45 +14,47 @@ from modelwright.base.logs import get_logger
 from modelwright.data import PARSERS
 from modelwright.data.read import read_documents
 from modelwright.data.shards import find_shards, read_texts
+from modelwright.data.text_lines import SetAside, text_lines
 
 PIECE_CHARS = 1 << 20
-MAX_LINE_CHARS = 64 << 20
 _LINES = (".jsonl", ".ndjson")
 _WHOLE_BYTES = 1 << 24  # plain text up to this is read at once, by the reader that mends encodings
 
 logger = get_logger(__name__)
 
 
-def stream_texts(paths: Sequence[Path], *, held_out: bool = False) -> Iterator[str]:
+def stream_texts(paths: Sequence[Path], *, held_out: bool = False, set_aside: SetAside | None = None) -> Iterator[str]:
     """Yield the texts of data sets, files and folders, in order; folders by the names of their files.
 
     Args:
         paths: Data sets, ``.txt``, ``.jsonl`` or other documents, and folders of them.
         held_out: Yield the held-out part of data sets, and nothing of the rest.
+        set_aside: Gets the place of each line or file that is damaged, and why; None: the first one is an error,
+            but for files in a folder, which are left out with a warning.
 
     Raises:
-        DataError: A path does not exist, is an artifact of another kind, or a line or character is damaged.
+        DataError: A path does not exist, is an artifact of another kind, or (see ``set_aside``) is damaged.
     """
     for path in paths:
         if (path / MANIFEST).is_file():
-            yield from _of_dataset(path, "validation" if held_out else "train")
+            yield from _of_dataset(path, "validation" if held_out else "train", set_aside)
         elif not held_out:
-            yield from _of_path(path)
+            yield from _of_path(path, set_aside)
 
 
-def _of_dataset(path: Path, part: str) -> Iterator[str]:
+def _of_dataset(path: Path, part: str, set_aside: SetAside | None) -> Iterator[str]:
     kind = read_manifest(path).kind
     if kind != "dataset":
         raise DataError(f"{path} is an artifact of kind {kind!r}; expected a dataset, as mw data makes it.")
     if find_shards(path, part):  # a data set may have no held-out part
-        yield from read_texts(path, part)
+        yield from read_texts(path, part, set_aside)
 
 
-def _of_path(path: Path) -> Iterator[str]:
+def _of_path(path: Path, set_aside: SetAside | None) -> Iterator[str]:
     if not path.exists():
         raise DataError(f"{path} does not exist. Give text files (.txt, .jsonl), folders of them, or data sets.")
     if path.is_file():
-        yield from _of_file(path)
+        yield from _of_file(path, set_aside)
         return
     known = {*PARSERS, *_LINES}
     files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in known and _is_plain(file, path)]
@@ -62,9 +62,12 @@ def _of_path(path: Path) -> Iterator[str]:
         raise DataError(f"{path} holds nothing readable. Expected files of {' '.join(sorted(known))}.")
     for file in files:
         try:
-            yield from _of_file(file)
+            yield from _of_file(file, set_aside)
         except DataError as error:
-            logger.warning("left out: %s", error)
+            if set_aside is not None:
+                set_aside(str(file), str(error))
+            else:
+                logger.warning("left out: %s", error)
 
 
 def _is_plain(file: Path, root: Path) -> bool:
@@ -72,40 +75,14 @@ def _is_plain(file: Path, root: Path) -> bool:
     return file.is_file() and not file.is_symlink() and not is_hidden
 
 
-def _of_file(path: Path) -> Iterator[str]:
+def _of_file(path: Path, set_aside: SetAside | None) -> Iterator[str]:
     if path.suffix.lower() in _LINES:
-        yield from _of_lines(path)
+        yield from text_lines(path, set_aside)
     elif path.suffix.lower() == ".txt" and path.stat().st_size > _WHOLE_BYTES:
         yield from _of_long_text(path)
     else:
         for document in read_documents(path).documents:
             yield document.text
-
-
-def _of_lines(path: Path) -> Iterator[str]:
-    with open(path, encoding="utf-8") as handle:
-        number = 0
-        while line := _read_line(handle, path, number := number + 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise DataError(f"{path}, line {number}: not valid JSON ({error}). Mend or remove the line.") from error
-            text = row.get("text") if isinstance(row, dict) else None
-            if not isinstance(text, str):
-                raise DataError(f'{path}, line {number}: expected an object with a "text", found {line[:60]!r}.')
-            yield text
-
-
-def _read_line(handle: io.TextIOBase, path: Path, number: int) -> str:
-    try:
-        line = handle.readline(MAX_LINE_CHARS + 1)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}, line {number} or behind it: not UTF-8 ({error.reason}). Convert the file.") from error
-    if len(line) > MAX_LINE_CHARS:
-        raise DataError(f"{path}, line {number} has more than {MAX_LINE_CHARS:,} characters. Cut the document up.")
-    return line
 
 
 def _of_long_text(path: Path) -> Iterator[str]:
