@@ -111,7 +111,7 @@ def make_layout(config: ParallelConfig, device: torch.device, precision: str) ->
         if wanted > 1:
             raise ConfigError(
                 f"loop.parallel asks for {wanted} processes, and this is one alone. Start them with: torchrun "
-                f"--nproc-per-node {wanted} -m modelwright.cli.main train RECIPE"
+                f"--nproc-per-node {wanted} -m modelwright train RECIPE"
             )
         return Layout()
     data = config.data or max(1, num_ranks // config.inner)
