@@ -36,8 +36,8 @@ class Counting:
         pass
 
 
-def follow(folder: Path, num_steps=4, sampler=None, **settings) -> Tracker:
-    tracker = Tracker(folder, TrackingConfig(**settings), "toy", {"a": 1}, sampler)
+def follow(folder: Path, num_steps=4, sampler=None, given=None, **settings) -> Tracker:
+    tracker = Tracker(folder, TrackingConfig(**settings), "toy", given or {"a": 1}, sampler)
     model = init_weights(Llama(SHAPE), 0)
     config = LoopConfig(num_steps=num_steps, compile=False, precision="fp32")
     train(model, CausalLanguageModeling(), Counting(), config, hooks=[tracker])
@@ -92,11 +92,16 @@ def test_weights_and_biases_works_offline(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.slow
 def test_mlflow_keeps_a_local_store(tmp_path: Path):
     mlflow = pytest.importorskip("mlflow")
-    follow(tmp_path, to=("mlflow",), plots=False)
+    many = {f"section.{i}": i for i in range(150)}  # more than MLflow takes at once
+    tracker = follow(tmp_path, to=None, plots=False, given=many, sampler=lambda model: ["a sample"], samples_every=4)
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("modelwright")
     run = client.search_runs([experiment.experiment_id])[0]
-    assert [m.step for m in client.get_metric_history(run.info.run_id, "loss")] == [1, 2, 3, 4]
+    found = client.get_metric_history(run.info.run_id, "loss")
+    assert [(m.step, m.value) for m in found] == [(row["step"], row["loss"]) for row in tracker.rows]
+    assert len(found) == 4 and set(run.data.metrics) == set(tracker.rows[-1]) - {"step"}
+    assert run.data.params == {name: str(value) for name, value in many.items()} and run.info.status == "FINISHED"
+    assert [f.path for f in client.list_artifacts(run.info.run_id, "samples")] == ["samples/0000004.txt"]
 
 
 def test_without_mlflow_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch):
