@@ -35,7 +35,7 @@ from modelwright.nn.init import init_weights
 from modelwright.optim.build import AdamWConfig, OptimizerConfig
 from modelwright.optim.schedule import ScheduleConfig
 from modelwright.train.checkpoint import CheckpointConfig
-from modelwright.train.contrastive import Contrastive
+from modelwright.train.contrastive import Contrastive, text_names
 from modelwright.train.distill import (
     Distillation,
     DistillConfig,
@@ -345,6 +345,24 @@ def test_contrastive_loss_is_the_formula():
         scores = [float(unit[i, 0] @ unit[j, k]) / 0.05 for k in (1, 2) for j in range(4)]
         expected += float(torch.tensor(scores).logsumexp(0)) - scores[i]
     assert float(Contrastive().contrast(vectors, names)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_texts_of_one_class_are_no_negatives():
+    torch.manual_seed(0)
+    vectors = torch.randn(3, 3, 8)
+    batch = GroupBatch(torch.arange(9).view(3, 3, 1), torch.ones(3, 3, 1, dtype=torch.int64))
+    kinds = torch.tensor([[0, 0, 1], [0, 0, 1], [1, 1, 0]])
+    moved = vectors.clone()
+    moved[1, 1] += 5  # the positive of another anchor of class 0
+    named = [text_names(one) for one in (batch, replace(batch, classes=kinds))]
+
+    def loss_of_first(given, names):
+        one = given.clone().requires_grad_()
+        Contrastive().contrast(one, names).backward()
+        return one.grad[0, 0]  # anchor 0 is no candidate of others
+
+    assert torch.allclose(loss_of_first(vectors, named[1]), loss_of_first(moved, named[1]))
+    assert not torch.allclose(loss_of_first(vectors, named[0]), loss_of_first(moved, named[0]))
 
 
 def test_matryoshka_trains_the_first_numbers():

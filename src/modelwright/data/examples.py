@@ -61,6 +61,7 @@ class GroupBatch:
     input_ids: Tensor  # (B, K, T) int64
     attention_mask: Tensor  # (B, K, T) int64
     token_type_ids: Tensor | None = None  # (B, K, T) int64, for pairs of a query and a passage
+    classes: Tensor | None = None  # (B, K) int64: texts of one class are no negatives of each other
 
     def to(self, device: torch.device) -> "GroupBatch":
         """Return the batch on another device."""

@@ -6,7 +6,7 @@ Candidates come from the whole global batch, whatever its split into micro-batch
 computed first without a graph, then the loss and its gradient by the vectors, then each micro-batch again with a
 graph (GradCache; the random state is put back, so that dropout is the same). So eight micro-batches of one give the
 gradient of one of eight, and memory is that of one. A candidate that is the anchor's own positive again, in another
-group, is not a negative.
+group, is not a negative; nor is a text of its own class, where the batch says classes.
 
 SimCSE is a group of one text twice: dropout (`modelwright.train.dropout`) makes the two differ. Matryoshka adds the
 same loss of the first few numbers of each vector, normalised again.
@@ -69,7 +69,7 @@ class Contrastive(Objective):
 
         Args:
             vectors: The anchor first, its positive second, hard negatives behind.
-            names: What each text is, (B, K): equal texts are no negatives of each other.
+            names: What each text is, (B, K), itself or its class: equal ones are no negatives of each other.
         """
         if vectors.shape[1] < 2:
             raise DataError(f"Groups have {vectors.shape[1]} text; an anchor needs a positive. Give pairs.")
@@ -139,7 +139,9 @@ def _gather(run: "Run", vectors: Tensor, names: Any) -> tuple[slice, Tensor, Any
 
 
 def text_names(batch: GroupBatch) -> list[list[tuple[int, ...]]]:
-    """Return the ids of each text of a batch without its padding, (B, K)."""
+    """Return the class of each text of a batch, or its ids without padding where there are no classes, (B, K)."""
+    if batch.classes is not None:
+        return [[(kind,) for kind in kinds] for kinds in batch.classes.tolist()]
     rows = []
     for ids, masks in zip(batch.input_ids.tolist(), batch.attention_mask.tolist(), strict=True):
         rows.append([tuple(t for t, m in zip(i, k, strict=True) if m) for i, k in zip(ids, masks, strict=True)])

@@ -2,13 +2,14 @@
 
 Data is a folder with ``train.jsonl`` and ``validation.jsonl``: rows ``{"text", "positive"}``, perhaps with
 ``"negatives"`` (a list, as long in every row), or labelled ``{"text", "label"}`` rows, of which each is paired with
-another text of its class, drawn anew every epoch, and with one of another class as hard negative. ``is_simcse`` pairs
-each text with itself. Source: see `modelwright.train.contrastive`. The score is the share of held-out texts whose
-nearest training text has their class, or whose positive is the nearest of all held-out ones.
+another text of its class, drawn anew every epoch, and with one of another class as hard negative; the batch's other
+texts of its class are no negatives. ``is_simcse`` pairs each text with itself. Source: see
+`modelwright.train.contrastive`. The score is the share of held-out texts whose nearest training text has their class,
+or whose positive is the nearest of all held-out ones.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,14 +116,15 @@ def _class_groups(encoder: TextEncoder, texts: Sequence[str], labels: np.ndarray
         )
 
     def collate(numbers: Sequence[int], epoch: int) -> GroupBatch:
-        rows = []
+        rows, classes = [], []
         for i in numbers:
             random = random_of(seed, epoch, i)
             own = places[labels[i]]
             other = random.choice(np.delete(np.arange(len(places)), labels[i]))
             positive = own[(np.flatnonzero(own == i)[0] + 1 + random.integers(len(own) - 1)) % len(own)]
             rows += [ids[i], ids[positive], ids[random.choice(places[other])]]
-        return _group_batch(encoder, rows, 3)
+            classes.append([int(labels[i]), int(labels[i]), int(other)])
+        return replace(_group_batch(encoder, rows, 3), classes=torch.tensor(classes))
 
     return collate
 
