@@ -21,8 +21,8 @@ from modelwright.models.llama2c import read_llama2c
 from modelwright.tokenizer.bpe import Tokenizer
 
 CPU = torch.device("cpu")
-STORIES = Path(os.environ.get("MODELWRIGHT_DATA", "/nonexistent")) / "weights" / "stories260K"
-needs_stories = pytest.mark.skipif(not STORIES.is_dir(), reason="MODELWRIGHT_DATA is not set")
+WEIGHTS = Path(os.environ.get("MODELWRIGHT_DATA", "/nonexistent")) / "weights"
+needs_weights = pytest.mark.skipif(not WEIGHTS.is_dir(), reason="MODELWRIGHT_DATA is not set")
 STEPS = {"int8": 1 / 254, "int4": 1 / 30}  # half a step, of the largest (8 bits) or of the range (4 bits)
 
 
@@ -106,20 +106,28 @@ def test_how_far_log_probabilities_move(model: Llama, tokenizer: Tokenizer, kv_d
     assert 0 < sum(differences) / len(differences) < bound
 
 
-@needs_stories
+@needs_weights
 @pytest.mark.parametrize(
-    ("kv_dtype", "mean", "worst", "agreement"), [("int8", 2e-4, 5e-3, 0.98), ("int4", 0.05, 1.5, 0.6)]
+    ("weights", "kv_dtype", "mean", "worst", "agreement"),
+    [
+        ("babyllama105/model5000.bin", "int8", 6e-4, 0.02, 0.97),
+        ("babyllama105/model5000.bin", "int4", 0.06, 1.5, 0.85),
+        ("stories260K/stories260K.bin", "int8", 5e-3, 0.2, 0.97),
+    ],
 )
-def test_a_trained_model_keeps_its_mind(kv_dtype: str, mean: float, worst: float, agreement: float):
-    """Kullback-Leibler divergence over a whole context of a published model's own story, and its greedy tokens."""
-    model, ids = stories()
+def test_a_trained_model_keeps_its_mind(weights: str, kv_dtype: str, mean: float, worst: float, agreement: float):
+    """Kullback-Leibler divergence over a whole context of a published model's own story, and its greedy tokens.
+
+    The bounds are about twice what was measured (docs/engine.md); heads have 16 numbers and 8.
+    """
+    model, ids = story(weights)
     exact, rounded = (logits_of(model, ids, d) for d in (None, kv_dtype))
     divergence = (exact.exp() * (exact - rounded)).sum(-1)  # (T,)
     late = divergence[len(ids) * 3 // 4 :].mean()  # errors do not pile up towards the end of the context
     assert 0 < float(divergence.mean()) < mean and float(divergence.max()) < worst and float(late) < 2 * mean
     same = (exact.argmax(-1) == rounded.argmax(-1)).float().mean()
     assert float(same) > agreement
-    if kv_dtype == "int8":
+    if weights.startswith("babyllama") and kv_dtype == "int8":
         params = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
         first, second = (
             LLM(model, config=EngineConfig(kv_dtype=d)).generate([ids[:32]], params)[0] for d in (None, kv_dtype)
@@ -127,10 +135,18 @@ def test_a_trained_model_keeps_its_mind(kv_dtype: str, mean: float, worst: float
         assert first.token_ids == second.token_ids
 
 
-def stories() -> tuple[Llama, list[int]]:
-    """The published model of 260 thousand parameters and a text of its own that fills its context of 512."""
-    model = read_llama2c(STORIES / "stories260K.bin").to(torch.bfloat16)
-    params = SamplingParams(temperature=0.8, seed=1, max_tokens=510, ignore_eos=True)
+@needs_weights
+def test_four_bits_for_heads_of_eight_numbers_are_too_few_and_the_measure_says_so():
+    model, ids = story("stories260K/stories260K.bin")
+    exact, rounded = (logits_of(model, ids, d) for d in (None, "int4"))
+    assert 0.1 < float((exact.exp() * (exact - rounded)).sum(-1).mean()) < 1.0
+
+
+def story(weights: str) -> tuple[Llama, list[int]]:
+    """A small published model and a text of its own that fills its context."""
+    model = read_llama2c(WEIGHTS / weights).to(torch.bfloat16)
+    length = model.config.max_seq_len - 2
+    params = SamplingParams(temperature=0.8, seed=1, max_tokens=length, ignore_eos=True)
     return model, [1, *LLM(model).generate([[1]], params)[0].token_ids]
 
 
