@@ -63,14 +63,18 @@ class RayEngine:
         context = data.DataContext.get_current()
         context.enable_progress_bars = False
         context.max_errored_blocks = -1  # a dead worker costs its own row; it comes back below
+        # Ray Data keeps a budget of CPUs for each stage, which lets one task in where two would fit. So the number of
+        # tasks is said outright, each counts as half a CPU, and nothing is reserved: tasks then run side by side.
+        context.op_resource_reservation_enabled = False
+        at_once = self._num_workers or max(1, int(self._ray.cluster_resources().get("CPU", 1)))
         held = self._ray.put(job)
         rows = [{"index": index, "task": pickle.dumps(task)} for index, task in enumerate(tasks)]
         done: set[int] = set()
         made = data.from_items(rows, override_num_blocks=len(rows)).map(
             _run_row,
             fn_kwargs={"job": held},
-            num_cpus=1,
-            compute=data.TaskPoolStrategy(size=self._num_workers),
+            num_cpus=0.5,
+            compute=data.TaskPoolStrategy(size=at_once),
             ray_remote_args_fn=lambda: {"max_retries": 0},  # the engine's caller says what is tried again
         )
         for row in made.iter_rows():
