@@ -1,9 +1,7 @@
 """Training on one GPU: the share of its rate at 1B, GPT-2 beside a plain loop, and QLoRA of an 8B shape beside PEFT.
 
-    python benchmarks/gpu_train.py --parts mfu --json RESULTS/mfu.json
-    python benchmarks/gpu_train.py --parts gpt2 --corpus TEXT --json RESULTS/gpt2.json
-    python benchmarks/gpu_train.py --parts qlora --rival-python VENV/bin/python --json RESULTS/qlora.json
-    python benchmarks/gpu_train.py --tiny --json /tmp/toy.json            (all parts at toy size, on a CPU too)
+    python benchmarks/gpu_train.py --parts mfu gpt2 qlora --corpus TEXT --rival-python PYTHON --json FILE
+    python benchmarks/gpu_train.py --tiny --json FILE                      (all parts at toy size, on a CPU too)
 
 mfu: a Llama shape of 1.2B, rows of 2,048, bfloat16 over float32 weights, AdamW, compiled; FLOPs by the formula of
 `modelwright.train.speed` over the rate that the maker states for dense bfloat16 (--peak-flops for GPUs not listed).
@@ -13,7 +11,7 @@ with the plain loop's AdamW and with Muon, as two rows. qlora: 8B shape, random 
 16 on all seven matrices, 2 x 2,048 tokens, blocks recomputed, paged 8-bit moments; beside transformers + PEFT +
 bitsandbytes where --rival-python has them. Contenders are processes of their own and take turns, --rounds times.
 
-Not run on a GPU yet: none was at hand. At toy size (--tiny) it was run on a CPU.
+Not run on a GPU yet, only at toy size on a CPU.
 """
 
 import argparse
@@ -103,10 +101,9 @@ def run_mfu(arguments):
     rate = timed_steps(run.do_step, 3 if arguments.tiny else 20, num_rows * row_len)
     flops = step_flops_per_token(model, row_len)
     name = torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu"
-    known = [value for key, value in PEAK_FLOPS.items() if key in name]
-    peak = arguments.peak_flops or (known[0] if known else math.nan)
-    figures = {"tokens_per_second": rate, "mfu_fraction": rate * flops / peak, "peak_flops": peak, "device": name}
-    return figures | {"parameters": sum(p.numel() for p in model.parameters()), "peak_bytes": peak_bytes()}
+    peak = arguments.peak_flops or next((value for key, value in PEAK_FLOPS.items() if key in name), math.nan)
+    found = {"tokens_per_second": rate, "mfu_fraction": rate * flops / peak, "peak_flops": peak, "device": name}
+    return found | {"parameters": sum(p.numel() for p in model.parameters()), "peak_bytes": peak_bytes()}
 
 
 class PlainBlock(nn.Module):

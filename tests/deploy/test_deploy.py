@@ -26,8 +26,10 @@ def manifest(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("file", MANIFESTS, ids=lambda file: file.name)
 def test_every_manifest_fits_the_schema_of_kubernetes(file: Path):
     validate = pytest.importorskip("kubernetes_validate")
-    for document in yaml.safe_load_all(file.read_text()):
-        validate.validate(document, VERSION, strict=True)
+    documents = [document for document in yaml.safe_load_all(file.read_text()) if document is not None]
+    assert documents, f"{file.name} has no manifest"
+    for document in documents:
+        validate.validate(document, VERSION, strict=True)  # raises
 
 
 def test_the_check_finds_a_wrong_field():
