@@ -63,6 +63,20 @@ def test_files_come_back_as_they_were(server):
         client.files.content(sent.id)
 
 
+def test_lines_that_find_no_room_are_sent_again(start, build_engine):
+    with build_engine(max_running=1) as engine:
+        app = create_app(ServeConfig(max_waiting=1), engine, engine.tokenizer, "tiny", None, None)
+        with start(app, engine) as server:
+            client = server.client()
+            alone = client.completions.create(**lines(12, max_tokens=40)[3]["body"]).choices[0].text
+            batch = wait(client, submit(client, lines(12, max_tokens=40)))
+            assert batch.request_counts.to_dict() == {"total": 12, "completed": 12, "failed": 0}
+            told = {row["custom_id"]: row["response"]["body"] for row in content(client, batch.output_file_id)}
+            assert told["row-3"]["choices"][0]["text"] == alone
+            text = httpx2.get(server.url + "/metrics").text  # some of them did find none
+            assert 'route="/v1/completions",status="503"' in text
+
+
 def test_a_batch_answers_what_the_routes_answer(server):
     client = server.client()
     rows = lines(20)

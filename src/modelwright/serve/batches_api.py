@@ -21,6 +21,7 @@ from modelwright.base.errors import RequestError
 from modelwright.base.files import read_json, read_jsonl, write_json
 from modelwright.serve import fields
 from modelwright.serve.body import read_json as read_body
+from modelwright.serve.errors import describe
 from modelwright.serve.files_api import FileStore, listed, owner
 from modelwright.serve.keys import KeyRing, current_key
 from modelwright.serve.web import INSIDE, FastAPI, JSONResponse, Message, Request
@@ -31,6 +32,7 @@ IMPLEMENTED = frozenset({"input_file_id", "endpoint", "completion_window", "meta
 ID = re.compile(r"batch_[0-9a-f]{32}")
 MAX_REQUESTS = 50_000
 MAX_ERRORS = 100
+AGAIN_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)  # waits before a line that found no room is sent again
 UNFINISHED = ("validating", "in_progress", "finalizing", "cancelling")
 Batch = dict[str, Any]
 
@@ -143,7 +145,7 @@ class BatchRunner:
                 batch = self.load(name)
                 if batch["status"] == "cancelling":
                     return
-                status, body = await call(self.app, row["url"], row["body"])
+                status, body = await self._answer(row)
                 request_id = secrets.token_hex(12)
                 line = {
                     "id": f"batch_req_{request_id}",
@@ -158,6 +160,15 @@ class BatchRunner:
                 self.save(batch)
 
         await asyncio.gather(*(one_after_another() for _ in range(self.num_at_once)))
+
+    async def _answer(self, row: dict[str, Any]) -> tuple[int, Any]:
+        """Answer one line; when the house is full, or a replica ended with it, try again a little later."""
+        for seconds in AGAIN_SECONDS:
+            status, body = await call(self.app, row["url"], row["body"])
+            if status != 503 or body["error"]["code"] != "overloaded":
+                return status, body
+            await asyncio.sleep(seconds)
+        return await call(self.app, row["url"], row["body"])
 
     def _finish(self, batch: Batch) -> None:
         """Part the answers into the output and the errors, and make files of both."""
@@ -233,8 +244,11 @@ async def call(app: FastAPI, path: str, body: dict[str, Any]) -> tuple[int, Any]
         else:
             pieces.append(message.get("body", b""))
 
-    await app({**inner_scope(path), "client": None, "state": {}, INSIDE: True}, receive, send)
-    return status, json.loads(b"".join(pieces))
+    try:
+        await app({**inner_scope(path), "client": None, "state": {}, INSIDE: True}, receive, send)
+        return status, json.loads(b"".join(pieces))
+    except Exception as error:  # an answer that broke off in its middle; the other lines go on
+        return describe(error)
 
 
 def inner_scope(path: str) -> dict[str, Any]:

@@ -16,13 +16,20 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from modelwright.base.errors import CapacityError, ConfigError, MissingExtraError
+from modelwright.base.errors import CapacityError, ConfigError, MissingExtraError, ModelwrightError
 from modelwright.base.logs import get_logger
 from modelwright.serve.app import SECURITY_HEADERS, hang_doors
 from modelwright.serve.batches_api import inner_scope
 from modelwright.serve.body import read_body
 from modelwright.serve.deadline import DUE, seconds_left, too_late
-from modelwright.serve.errors import describe, error_body, error_response, install_handlers
+from modelwright.serve.errors import (
+    ANTHROPIC_PATH,
+    anthropic_body,
+    describe,
+    error_body,
+    error_response,
+    install_handlers,
+)
 from modelwright.serve.events import event
 from modelwright.serve.keys import KeyMeter, KeyRing, current_key
 from modelwright.serve.metrics import Metrics, merged
@@ -105,7 +112,8 @@ class Replicas:
 
     async def describe(self) -> list[dict[str, Any]]:
         """Return what each living replica tells of itself."""
-        told = await asyncio.to_thread(lambda: self.handle.broadcast("describe").results(timeout_s=10))
+        asked = {"timeout_s": 10, "return_exceptions": True}  # one that has just died is left out
+        told = await asyncio.to_thread(lambda: self.handle.broadcast("describe").results(**asked))
         return [one for one in told if isinstance(one, dict)]
 
 
@@ -153,13 +161,14 @@ class Relayed(Response):
     def __init__(self, messages: Any, first: Message):
         self.messages = messages
         self.first = {**first, "headers": [(n, v) for n, v in first["headers"] if n not in OWN_HEADERS]}
+        self.is_events = any(n == b"content-type" and v.startswith(b"text/event-stream") for n, v in first["headers"])
         self.meter = current_key.get()
         self.status_code, self.background = 200, None
         self.raw_headers = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the messages on; stop the replica's work when the client leaves."""
-        work = asyncio.ensure_future(self._pass_on(send))
+        work = asyncio.ensure_future(self._pass_on(send, scope["path"]))
         gone = asyncio.ensure_future(_until_gone(receive))
         try:
             ended, _ = await asyncio.wait(
@@ -168,8 +177,10 @@ class Relayed(Response):
             if work.done():
                 work.result()
             elif not ended:
-                log.warning("a replica did not end an answer in time; the connection is closed")
-                raise too_late(scope[DUE][1])
+                work.cancel()
+                await asyncio.gather(work, return_exceptions=True)
+                self.messages.cancel()
+                await self._end(too_late(scope[DUE][1]), send, scope["path"])
         finally:
             if not work.done():
                 self.messages.cancel()
@@ -177,9 +188,8 @@ class Relayed(Response):
                 task.cancel()
             await asyncio.gather(work, gone, return_exceptions=True)
 
-    async def _pass_on(self, send: Send) -> None:
+    async def _pass_on(self, send: Send, path: str) -> None:
         await send(self.first)
-        is_events = any(n == b"content-type" and v.startswith(b"text/event-stream") for n, v in self.first["headers"])
         try:
             async for message in self.messages:
                 if message["type"] == SPENT:
@@ -188,10 +198,18 @@ class Relayed(Response):
                     return
                 await send(message)
         except LOST as error:
-            if not is_events:
-                raise
-            log.warning("a replica was lost in the middle of a stream: %s", error)
-            await send({"type": "http.response.body", "body": event(describe(_lost())[1]), "more_body": True})
+            log.warning("a replica was lost in the middle of an answer: %s", error)
+            await self._end(_lost(), send, path)
+
+    async def _end(self, error: ModelwrightError, send: Send, path: str) -> None:
+        """Tell an error as the last event of a stream; of any other answer only the connection's end can tell."""
+        if not self.is_events:
+            raise error
+        status, body = describe(error)
+        is_named = path.startswith(ANTHROPIC_PATH)
+        last = b"event: error\n" + event(anthropic_body(status, body)) if is_named else event(body)
+        async with asyncio.timeout(LATE_SECONDS):
+            await send({"type": "http.response.body", "body": last, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
