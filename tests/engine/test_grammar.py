@@ -101,6 +101,29 @@ def test_what_cannot_be_compiled_is_refused_by_name(llm: LLM, form: dict[str, An
         llm.generate("x", SamplingParams(**form))
 
 
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [
+        ("unevaluatedProperties", False),
+        ("unevaluatedItems", False),
+        ("not", {"type": "string"}),
+        ("if", {"type": "string"}),
+        ("contains", {"type": "string"}),
+        ("uniqueItems", True),
+        ("propertyNames", {"maxLength": 3}),
+        ("dependentSchemas", {"a": {"required": ["b"]}}),
+        ("dependentRequired", {"a": ["b"]}),
+        ("$dynamicRef", "#x"),
+        ("format", "no-such-format"),
+    ],
+)
+def test_a_keyword_that_is_not_checked_is_refused_and_not_passed_over(llm: LLM, keyword: str, value: Any):
+    kind = {"format": "string", "uniqueItems": "array", "unevaluatedItems": "array", "contains": "array"}
+    with pytest.raises(RequestError, match="json_schema cannot be compiled") as caught:
+        llm.generate("x", SamplingParams(json_schema={"type": kind.get(keyword, "object"), keyword: value}))
+    assert caught.value.param == "json_schema" and str(value if keyword == "format" else keyword) in str(caught.value)
+
+
 def test_one_form_at_a_time():
     with pytest.raises(RequestError, match="json_schema and regex are given together"):
         SamplingParams(json_schema={}, regex="a")

@@ -108,6 +108,25 @@ def test_seeds(llm: LLM):
     assert run(None) != run(None)
 
 
+def test_a_seed_does_not_feel_its_neighbours_wherever_they_stand(llm: LLM):
+    seeded = [SamplingParams(temperature=1.5, max_tokens=20, seed=s, ignore_eos=True) for s in range(4)]
+    unseeded = [SamplingParams(temperature=1.5, max_tokens=20, ignore_eos=True)] * 4
+    alone = [llm.generate("the", one)[0].token_ids for one in seeded]
+    for order in ([0, 4, 1, 5, 2, 6, 3, 7], [7, 3, 6, 5, 2, 1, 4, 0]):
+        mixed = [(seeded + unseeded)[i] for i in order]
+        done = llm.generate(["the"] * 8, mixed)
+        assert [done[order.index(i)].token_ids for i in range(4)] == alone
+        assert len({done[order.index(i)].token_ids for i in range(4, 8)}) == 4
+
+
+def test_a_stop_text_in_the_prompt_stops_nothing(llm: LLM):
+    params = SamplingParams(temperature=1.5, max_tokens=20, seed=5, ignore_eos=True)
+    free = llm.generate("the quick brown fox", params)[0]
+    stop = next(s for s in ("fox", "the quick", "brown") if s not in free.text)
+    bound = llm.generate("the quick brown fox", replace(params, stop=(stop,)))[0]
+    assert (bound.text, bound.finish_reason) == (free.text, "length")
+
+
 def test_top_k_one_is_greedy(llm: LLM):
     greedy = llm.generate("the", SamplingParams(temperature=0, max_tokens=20))[0].token_ids
     assert llm.generate("the", SamplingParams(top_k=1, max_tokens=20))[0].token_ids == greedy

@@ -1,6 +1,7 @@
 """With speculation and without: the same tokens, whatever is guessed, and no block is lost."""
 
 import random
+from typing import Any
 
 import pytest
 from tests.engine.conftest import VOCAB_SIZE, needs_bf16
@@ -96,6 +97,73 @@ def test_right_drafts_save_steps_and_wrong_ones_change_nothing(model_bf16: Llama
     if wrong == 1:
         assert oracle.num_right == 0 and llm.stats().num_steps >= plain.stats().num_steps
     llm.engine.pool.check([])
+
+
+BANS: dict[str, Any] = {
+    "penalty": {"repetition_penalty": 10.0},
+    "bias": {"logit_bias": {i: -100.0 for i in range(3, 40)}},
+    "words": {},  # what it would write
+    "min_tokens": {"min_tokens": 25, "ignore_eos": False},
+    "min_p": {"min_p": 0.3, "temperature": 1.0},
+}
+
+
+@pytest.mark.parametrize("ban", BANS)
+def test_drafts_that_a_setting_forbids_are_turned_down(model_bf16: Llama, tokenizer: Tokenizer, ban: str):
+    """The drafts are what the model would write without the setting, so they are full of what it forbids."""
+    prompts = work(8)[0]
+    settings = {"temperature": 0.0, "max_tokens": 30, "ignore_eos": True}
+    free = [SamplingParams(**settings, seed=i, logprobs=1) for i in range(8)]
+    plain = LLM(model_bf16, tokenizer=tokenizer)
+    wished = plain.generate(prompts, free)
+    texts = {tokenizer.decode([token]) for c in wished for token in c.token_ids[1:4]}
+    words = {"bad_words": tuple(sorted(t for t in texts if t and "\ufffd" not in t))} if ban == "words" else {}
+    bound = [SamplingParams(**{**settings, **BANS[ban], **words}, seed=i, logprobs=1) for i in range(8)]
+    off = plain.generate(prompts, bound)
+    known = {(i, *p): c.token_ids for i, (p, c) in enumerate(zip(prompts, wished, strict=True))}
+    llm = LLM(model_bf16, tokenizer=tokenizer)
+    llm.engine.scheduler.proposer = Oracle(known, 0.0)
+    on = llm.generate(prompts, bound)
+    assert all(same(a, b) for a, b in zip(on, off, strict=True))
+    assert ban == "min_tokens" or [c.token_ids for c in off] != [c.token_ids for c in wished], "it does forbid"
+    assert llm.stats().num_drafted > 0
+    llm.engine.pool.check([])
+
+
+def test_no_token_beyond_the_length_or_the_context(model_bf16: Llama):
+    prompt = [5, 6, 7] * 6
+    settings: dict[str, Any] = {"temperature": 0, "seed": 0, "ignore_eos": True}
+    whole = LLM(model_bf16).generate(prompt, SamplingParams(max_tokens=30, **settings))[0].token_ids
+    for max_tokens in range(1, 10):  # drafts have six tokens, and one more is drawn behind them
+        llm = LLM(model_bf16)
+        llm.engine.scheduler.proposer = Oracle({(0, *prompt): whole}, 0.0)
+        done = llm.generate(prompt, SamplingParams(max_tokens=max_tokens, **settings))[0]
+        assert done.token_ids == whole[:max_tokens] and done.finish_reason == "length"
+        assert done.usage.completion_tokens == len(done.logprobs or ()) == max_tokens
+        room = EngineConfig(max_context=len(prompt) + max_tokens)
+        llm = LLM(model_bf16, config=room)
+        llm.engine.scheduler.proposer = Oracle({(0, *prompt): whole}, 0.0)
+        assert llm.generate(prompt, SamplingParams(max_tokens=99, **settings))[0].token_ids == whole[:max_tokens]
+        llm.engine.pool.check([])
+
+
+def test_what_was_guessed_and_turned_down_is_not_found_in_the_cache(model_bf16: Llama):
+    """A block is remembered by the tokens that stood, never by those that were tried in it."""
+    prompt, config = [5, 6, 7, 8], EngineConfig(block_size=4)
+    params = SamplingParams(temperature=0, seed=0, max_tokens=24, ignore_eos=True)
+    cold = LLM(model_bf16, config=EngineConfig(block_size=4, has_prefix_cache=False))
+    answer = cold.generate(prompt, params)[0].token_ids
+    guessed = tuple((t + 1) % VOCAB_SIZE for t in answer)
+    llm = LLM(model_bf16, config=config)
+    llm.engine.scheduler.proposer = Oracle({(0, *prompt): guessed}, 0.0)
+    assert llm.generate(prompt, params)[0].token_ids == answer
+    assert llm.stats().num_drafted > 0 == llm.stats().num_accepted
+    llm.engine.scheduler.proposer = None
+    for text in ([*prompt, *guessed], [*prompt, *answer[:6], *guessed[6:]]):
+        again, expected = (one.generate(text, params)[0] for one in (llm, cold))
+        shared = next(i for i, (a, b) in enumerate(zip(text, [*prompt, *answer], strict=True)) if a != b)
+        assert again.usage.cached_tokens <= shared
+        assert (again.token_ids, again.logprobs) == (expected.token_ids, expected.logprobs)
 
 
 def test_a_form_is_kept_with_drafts(model_bf16: Llama, tokenizer: Tokenizer):

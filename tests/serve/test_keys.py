@@ -1,6 +1,8 @@
 """Keys: who may ask, for what, how much; and that no key leaks or is guessed from a file."""
 
+import math
 import stat
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -142,6 +144,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, page: Path, request: Any) 
         "ann": add_key(file, "ann"),
         "bob": add_key(file, "bob", requests_per_minute=2),
         "cat": add_key(file, "cat", max_concurrent=1, token_budget=10_000),
+        "dan": add_key(file, "dan", requests_per_minute=10),
         "ops": add_key(file, "ops", scopes=["metrics"]),
     }
     with make_engine() as engine:
@@ -214,6 +217,23 @@ def test_concurrency_is_held_and_freed_and_spending_is_kept(guarded):
     assert ask(0) == 200  # all places were given back
     usage = yaml.safe_load((guarded.file.parent / "keys.yaml.usage.json").read_text())
     assert usage["cat"] >= 100
+
+
+def test_a_crowd_at_once_gets_exactly_what_the_limit_lets_in(guarded):
+    dan, begun = client(guarded, "dan"), time.monotonic()
+
+    def ask(_: int) -> int:
+        try:
+            dan.completions.create(model="tiny", prompt="A", max_tokens=1)
+        except openai.RateLimitError as error:
+            assert int(error.response.headers["retry-after"]) >= 1
+            return 429
+        return 200
+
+    with ThreadPoolExecutor(25) as threads:
+        statuses = list(threads.map(ask, range(100)))
+    refilled = math.ceil((time.monotonic() - begun) * 10 / 60)
+    assert 10 <= statuses.count(200) <= 10 + refilled and set(statuses) == {200, 429}
 
 
 def test_prefixes_are_not_shared_between_keys(guarded):
