@@ -41,6 +41,7 @@ PRETRAIN = ["--minutes=none", "--max_seq_len=256", *SHAPE, "--loop.micro_batch_s
 FINETUNE = ["--minutes=none", "--max_seq_len=512", "--loop.micro_batch_size=4", "--loop.grad_accum_steps=1"]
 FINETUNE += ["--loop.checkpoint.every=none", "--loop.compile=false"]
 ADAMW = ["--loop.optimizer.name=adamw"]
+UNSHARDED = ["--loop.parallel.shard=1", "--loop.parallel.zero=3"]
 SMALL = "pretrain/small"
 CASES: dict[str, tuple[str, list[str]]] = {
     "all weights, fp32, AdamW": (SMALL, [*PRETRAIN, *ADAMW, "--loop.precision=fp32"]),
@@ -65,9 +66,14 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "LoRA, fp32": ("finetune/quickstart", [*FINETUNE, "--loop.precision=fp32"]),
     "fine-tuning of all weights, bf16": ("finetune/all_weights", [*FINETUNE, "--loop.precision=bf16"]),
     "QLoRA, NF4": ("finetune/qlora-8b", [*FINETUNE, "--loop.precision=bf16"]),
-    "2 processes, DDP": ("pretrain/zero2", [*PRETRAIN, "--loop.parallel.shard=1", "--loop.parallel.zero=3"]),
+    "2 processes, DDP": ("pretrain/zero2", [*PRETRAIN, *UNSHARDED]),
     "2 processes, FSDP2 (ZeRO 3)": ("pretrain/zero2", [*PRETRAIN, "--loop.parallel.zero=3"]),
     "2 processes, ZeRO 2": ("pretrain/zero2", PRETRAIN),
+    "2 processes, tensor": ("pretrain/zero2", [*PRETRAIN, *UNSHARDED, "--loop.parallel.tensor=2"]),
+    "2 processes, pipeline": (
+        "pretrain/zero2",
+        [*PRETRAIN, *UNSHARDED, "--loop.parallel.pipeline=2", "--loop.micro_batch_size=2", "--loop.grad_accum_steps=4"],
+    ),
 }
 
 

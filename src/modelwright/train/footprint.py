@@ -33,6 +33,7 @@ from modelwright.nn import nf4
 from modelwright.nn.nf4 import NF4Linear
 from modelwright.optim import dynamic8
 from modelwright.train.checkpoint import CheckpointConfig
+from modelwright.train.layout import Layout
 from modelwright.train.loop import LoopConfig, Run
 from modelwright.train.objective import Objective
 
@@ -139,7 +140,9 @@ class _Ledger(TorchDispatchMode):
         return found
 
     def count(self, tensor: Tensor) -> None:
-        """Add the storage of a tensor, if it is new."""
+        """Add the storage of a tensor, if it is new; one on the meta device takes nothing."""
+        if tensor.device.type == "meta":
+            return
         storage = tensor.untyped_storage()
         if storage._cdata in self.serials:
             return
@@ -219,6 +222,7 @@ def trace_step(
     vocab_size: int,
     precision: str,
     trained_share: float = 1.0,
+    layout: Layout | None = None,
 ) -> Footprint:
     """Return what a step of the loop holds at its peak.
 
@@ -230,6 +234,7 @@ def trace_step(
         vocab_size: The last size of logits.
         precision: bf16, fp16 or fp32.
         trained_share: Of the positions, those that an objective chooses to take a loss of.
+        layout: Of several processes, with this one as one of them (`modelwright.train.plan_ranks`).
     """
     ledger = _Ledger(vocab_size, trained_share)
     settings = _settings(loop, precision)
@@ -244,13 +249,16 @@ def trace_step(
         model = make_model()
         loading = ledger.peak
         vars(model)["to"] = lambda *_: model  # it is there already, and fake tensors cannot be moved in place
-        run = Run(model, objective, _Again(next_batch), settings)  # type: ignore[arg-type]
+        run = Run(model, objective, _Again(next_batch), settings, layout)  # type: ignore[arg-type]
         known = {**_do_steps(run, ledger), **batches}
+        known["gradients"] |= ledger.keys(run.layout.buckets)
         found = _by_part(ledger, known)
         kept = known["optimizer"] | ledger.keys(p for p in run.model.parameters() if p.requires_grad)
         times = loop.grad_accum_steps / settings.grad_accum_steps
+        facts = _facts(run.model)
         facts = replace(
-            _facts(run.model),
+            facts,
+            gradient_bytes=facts.gradient_bytes + sum(t.numel() * t.element_size() for t in run.layout.buckets),
             kept_bytes=sum(ledger.sizes.get(key, 0) for key in kept),
             flops=ledger.flops * times,
         )
@@ -262,11 +270,12 @@ def trace_step(
 
 
 def _settings(loop: LoopConfig, precision: str) -> LoopConfig:
-    """Return the loop as it is traced."""
+    """Return the loop as it is traced; ranks divide an update's micro-batches, so all of them count."""
+    is_shared_out = loop.parallel.inner * (loop.parallel.data or 1) > 1
     return replace(
         loop,
         num_steps=NUM_STEPS,
-        grad_accum_steps=loop.grad_accum_steps if loop.parallel.inner > 1 else min(loop.grad_accum_steps, MAX_MICRO),
+        grad_accum_steps=loop.grad_accum_steps if is_shared_out else min(loop.grad_accum_steps, MAX_MICRO),
         device="cpu",
         precision="bf16" if precision == "fp8" else precision,
         compile=False,

@@ -24,6 +24,7 @@ class Layout:
     is_parallel: bool = False
     group: Any = None  # the ranks that see different data; None: all there are
     gradient_factor: float = 1.0  # of the loss before the backward pass; above 1 where gradients are averaged
+    buckets: Sequence[Tensor] = ()  # copies that gradients are collected in, where a plan counts them
     num_parts: int = 1  # into how many parts the positions of a batch are split
 
     def check(self, config: "LoopConfig") -> None:

@@ -1,22 +1,21 @@
 """The memory of a planned run: parts at the peak, the largest batch that fits, and whether to recompute.
 
 Parts come from a step done without numbers (`modelwright.train.footprint`). The process's own size, interpreter and
-libraries, is that of the process that plans, which has loaded the same. Not here: layouts of several processes.
+libraries, is that of the process that plans, which has loaded the same. Of a layout of several processes the largest
+rank is planned (`modelwright.train.plan_ranks`).
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from modelwright.base.errors import ConfigError
 from modelwright.train.footprint import Footprint, trace_step
 from modelwright.train.loop import LoopConfig
 from modelwright.train.objective import Objective
-from modelwright.train.parallel import ParallelConfig
+from modelwright.train.plan_ranks import as_rank, traced_ranks
 from modelwright.train.recompute import RecomputeConfig
 
 SPARE = 0.9  # of a machine's memory; the rest is left to others and to what is not seen
@@ -63,51 +62,41 @@ def plan_memory(work: Work, *, precision: str, memory_bytes: int) -> MemoryPlan:
         memory_bytes: Of the device.
 
     Raises:
-        ConfigError: The layout cannot be planned.
+        ConfigError: The layout does not suit the model, or this process is one of several.
     """
     loop = work.loop
     own = process_bytes() if loop.device is None or loop.device == "cpu" else 0
 
     def trace(rows: int, recompute: RecomputeConfig) -> Footprint:
-        return trace_step(
-            work.make_model,
-            work.objective,
-            lambda: work.make_batch(rows),
-            replace(loop, micro_batch_size=rows, recompute=recompute),
-            vocab_size=work.vocab_size,
-            precision=precision,
-            trained_share=work.trained_share,
-        )
+        found = []
+        for rank in traced_ranks(loop.parallel):
+            with as_rank(loop.parallel, rank, precision) as layout:
+                found.append(
+                    trace_step(
+                        work.make_model,
+                        work.objective,
+                        lambda: work.make_batch(rows),
+                        replace(loop, micro_batch_size=rows, recompute=recompute),
+                        vocab_size=-(-work.vocab_size // loop.parallel.tensor),  # logits are cut too
+                        precision=precision,
+                        trained_share=work.trained_share,
+                        layout=layout,
+                    )
+                )
+        return max(found, key=lambda one: one.total)
 
     rows = loop.micro_batch_size
-    with as_first_of(loop.parallel):
-        found = trace(rows, loop.recompute)
-        copied = found.facts.kept_bytes if loop.checkpoint.every and loop.checkpoint.is_asynchronous else 0
-        room = int(SPARE * memory_bytes) - own - copied
-        plain = found if loop.recompute == RecomputeConfig() else trace(rows, RecomputeConfig())
-        kept = _largest(rows, plain.total, trace(2 * rows, RecomputeConfig()).total, room)
-        recomputed, advice = kept, "none"
-        if found.facts.has_blocks:
-            again = [trace(many, RecomputeConfig("layers")).total for many in (rows, 2 * rows)]
-            recomputed = max(kept, _largest(rows, again[0], again[1], room))
-            advice = "none" if kept >= rows or recomputed <= kept else "layers"
+    found = trace(rows, loop.recompute)
+    copied = found.facts.kept_bytes if loop.checkpoint.every and loop.checkpoint.is_asynchronous else 0
+    room = int(SPARE * memory_bytes) - own - copied
+    plain = found if loop.recompute == RecomputeConfig() else trace(rows, RecomputeConfig())
+    kept = _largest(rows, plain.total, trace(2 * rows, RecomputeConfig()).total, room)
+    recomputed, advice = kept, "none"
+    if found.facts.has_blocks:
+        again = [trace(many, RecomputeConfig("layers")).total for many in (rows, 2 * rows)]
+        recomputed = max(kept, _largest(rows, again[0], again[1], room))
+        advice = "none" if kept >= rows or recomputed <= kept else "layers"
     return MemoryPlan(found, found.facts.gradient_bytes, own, copied, kept, recomputed, advice)
-
-
-@contextlib.contextmanager
-def as_first_of(parallel: ParallelConfig) -> Iterator[None]:
-    """Be the first process of a layout for the time of the ``with``.
-
-    Raises:
-        ConfigError: The layout has several processes: a trace in a group in name alone fails in torch's device mesh.
-    """
-    num = parallel.inner * (parallel.data or 1)
-    if num > 1:
-        raise ConfigError(
-            f"loop.parallel asks for {num} processes, and layouts cannot be planned yet. Plan it as one process "
-            "(--loop.parallel.shard=1 and the like), and divide what is shared out."
-        )
-    yield
 
 
 def _largest(rows: int, once: int, twice: int, room: int) -> int:

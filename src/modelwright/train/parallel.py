@@ -131,6 +131,7 @@ class ParallelLayout(Layout):
     """Several processes, as `ParallelConfig` says."""
 
     is_parallel = True
+    pipeline_class = Pipeline
 
     def __init__(self, config: ParallelConfig, device: torch.device, precision: str):
         self.config, self.device, self.precision = config, device, precision
@@ -185,7 +186,7 @@ class ParallelLayout(Layout):
         if self.sizes["tensor"] > 1:
             apply_tensor(model, self.mesh["tensor"])
         if self.sizes["pipeline"] > 1:
-            self.pipeline = Pipeline(model, self.mesh["pipeline"], self.config, device)
+            self.pipeline = self.pipeline_class(model, self.mesh["pipeline"], self.config, device)
             units: list[nn.Module] = list(self.pipeline.segments)
             whole: nn.Module = self.pipeline.model
         else:
@@ -200,8 +201,12 @@ class ParallelLayout(Layout):
                 self._shard(unit, mesh)
             self._synced = units
         else:
-            whole.to(device)
+            self.move(whole, device)
         return whole
+
+    def move(self, module: nn.Module, device: torch.device) -> nn.Module:
+        """Move what is not cut by `_shard`, which moves what it cuts."""
+        return module.to(device)
 
     def _shard_mesh(self) -> DeviceMesh:
         """Return the mesh of FSDP2: copies by parts, where there are copies. Context ranks share the parts too."""

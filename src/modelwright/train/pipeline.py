@@ -122,8 +122,8 @@ class Pipeline:
         """Tell whether a parameter is counted on another rank already."""
         return self.is_tied and name == "lm_head.weight"
 
-    def accumulate(self, run: "Run", objective: Objective, batches: Sequence[Any], num_trained: float) -> Tensor:
-        """Pass the micro-batches through all stages, forward and back; return the summed loss on every rank.
+    def find_loss(self, objective: Objective) -> Any:
+        """Return the objective's loss of the output matrix, the last hidden state and the labels.
 
         Raises:
             ConfigError: The objective is not one loss of the last hidden state.
@@ -134,6 +134,11 @@ class Pipeline:
                 f"loop.parallel.pipeline is {self.size}, and {type(objective).__name__} is more than one loss of the "
                 "last hidden state. Use shard or tensor."
             )
+        return loss_of
+
+    def accumulate(self, run: "Run", objective: Objective, batches: Sequence[Any], num_trained: float) -> Tensor:
+        """Pass the micro-batches through all stages, forward and back; return the summed loss on every rank."""
+        loss_of = self.find_loss(objective)
         scale = run.precision.scale
 
         def loss(hidden: Tensor, labels: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ def plan_run(config: Any) -> Plan:
     """Return the plan of a training recipe.
 
     Raises:
-        ConfigError: The method cannot be planned, or a layout that has no trace.
+        ConfigError: The method cannot be planned, or the layout does not suit the model.
         DataError: The tokenizer, data set or base model that sizes follow from is missing.
     """
     if isinstance(config, PretrainConfig):
