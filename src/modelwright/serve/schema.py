@@ -49,6 +49,7 @@ BODIES: dict[str, Body] = {
     "/v1/rerank": RERANK,
     "/v1/score": SCORE,
 }
+MEDIA = {"/metrics": "text/plain"}  # of answers that are no JSON
 ERROR = {
     "type": "object",
     "properties": {"error": {"type": "object", "required": ["message", "type"]}},
@@ -59,10 +60,11 @@ REFUSALS = {
     "401": "No key, or an unknown one.",
     "403": "The key's scope, the host name or the page's origin does not allow it.",
     "404": "No such model, object or route.",
-    "408": "The body came too slowly.",
+    "408": "The head or the body came too slowly.",
     "413": "The body is too large.",
     "429": "A limit of the key; retry-after tells when.",
     "503": "The queue is full, or the engine has stopped; retry-after tells when.",
+    "504": "The answer took longer than it may.",
 }
 
 
@@ -101,6 +103,8 @@ def _add(path: str, method: str, told: dict[str, Any]) -> None:
     answers.pop("422", None)  # the framework's own refusal, which no route here gives
     for status, why in REFUSALS.items():
         answers[status] = {"description": why, "content": {"application/json": {"schema": ERROR}}}
+    if path in MEDIA:
+        answers["200"]["content"] = {MEDIA[path]: {}}
     if method == "post" and path in BODIES:
         told["requestBody"] = {"required": True, "content": {"application/json": {"schema": body_schema(path)}}}
         answers["200"]["content"] = {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}}
