@@ -40,7 +40,7 @@ def settings(toy: Toy, out: Path, num_steps: int) -> list[str]:
 
 def torchrun(toy: Toy, out: Path, num_steps: int = NUM_STEPS) -> subprocess.Popen:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "2"]
-    command += ["--master-port", "0", "-m", "modelwright", "train", str(RECIPE)]
+    command += ["--standalone", "-m", "modelwright", "train", str(RECIPE)]
     env = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     return subprocess.Popen(
         [*command, *settings(toy, out, num_steps)], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -51,7 +51,7 @@ def join() -> Iterator[None]:
         has_gpu = torch.cuda.is_available()
         if has_gpu:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo", timeout=MAX_WAIT)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo", timeout=MAX_WAIT, **_meeting_place())
     _joined.append(True)
     try:
         yield
@@ -61,6 +61,22 @@ def join() -> Iterator[None]:
         _joined.pop()
         if is_made_here:
             dist.destroy_process_group()
+
+
+def _meeting_place() -> dict[str, Any]:
+    """Return where the processes find each other, if it is not where torch would look.
+
+    When a worker has died, torchrun starts all of them anew over the same store, in which the addresses of the dead
+    still stand: the new ones would call there and fail. On one machine every start gets a part of the store of its own;
+    on several the counts of starts can differ, and it stays as torch has it.
+    """
+    import torch.distributed as dist
+
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if restarts == "0" or os.environ.get("LOCAL_WORLD_SIZE") != os.environ.get("WORLD_SIZE"):
+        return {}
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=MAX_WAIT))
+    return {"store": dist.PrefixStore(f"start_{restarts}", store), "rank": rank, "world_size": world_size}
 
 
 def leave_to_first() -> None:
