@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from modelwright.models.decoder import SoftcapLinear
-from modelwright.nn.cross_entropy import head_loss
+from modelwright.nn.cross_entropy import _loss_and_slope, head_loss
 from modelwright.nn.lora import LoraLinear
 
 
@@ -118,3 +118,18 @@ def test_what_stands_in_memory_does_not_grow_with_the_vocabulary(vocab_size):
     with LargestTensor() as largest:
         head_loss(head, hidden, labels, max_logits=2**18).backward()
     assert largest.numel <= 2**18 < 512 * vocab_size
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_buffer_gives_what_the_plain_form_gives(dtype):
+    """The in-place form that runs eagerly, with places that have no loss, against autograd in float32."""
+    torch.manual_seed(0)
+    logits, labels = torch.randn(6, 50).mul_(8).to(dtype), torch.randint(0, 50, (6,))
+    labels[2] = -100
+    plain = logits.float().requires_grad_()
+    wanted = F.cross_entropy(plain, labels, ignore_index=-100, reduction="sum")
+    wanted.backward()
+    loss, slope = _loss_and_slope(logits.clone(), labels, -100, None, True)
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-6) and slope is not None and slope.dtype == dtype
+    torch.testing.assert_close(slope, plain.grad.to(dtype), atol=1e-6, rtol=1e-2 if dtype == torch.bfloat16 else 1e-4)
+    assert not slope[2].any()

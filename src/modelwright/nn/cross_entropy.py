@@ -122,6 +122,8 @@ def _loss_and_slope(
 ) -> tuple[Tensor, Tensor | None]:
     """Return the summed loss of one piece, and its derivative by the logits in their dtype."""
     dtype = logits.dtype
+    if wants_slope and cap is None and not torch.compiler.is_compiling():
+        return _in_place(logits, labels, ignored)
     z = logits.float()
     if cap is not None:
         z = cap * torch.tanh(z / cap)
@@ -138,3 +140,20 @@ def _loss_and_slope(
     if cap is not None:
         slope = slope * (1.0 - (z / cap).square())
     return loss, torch.where(is_trained[:, None], slope, 0.0).to(dtype)
+
+
+def _in_place(logits: Tensor, labels: Tensor, ignored: int) -> tuple[Tensor, Tensor]:
+    """Return the same in one buffer of float32; the logits are spent. A compiler fuses the plain form by itself.
+
+    Of 108 x 151,936 bfloat16 logits the plain form holds 345 MB at once, this one 131 MB.
+    """
+    is_trained = labels != ignored
+    safe = torch.where(is_trained, labels, 0)[:, None]
+    z = logits.float()  # (piece, V)
+    own = z.gather(1, safe)
+    largest = z.amax(-1, keepdim=True)
+    sums = z.sub_(largest).exp_().sum(-1, keepdim=True)
+    loss = torch.where(is_trained, (sums.log() + largest - own)[:, 0], 0.0).sum()
+    z.mul_(is_trained[:, None] / sums)
+    z.scatter_add_(1, safe, -is_trained[:, None].to(z.dtype))
+    return loss, z.to(logits.dtype)
