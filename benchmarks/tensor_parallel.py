@@ -1,6 +1,6 @@
 """One model over two processes beside one process: tokens a second, one thread each, on one machine's CPU.
 
-    python benchmarks/tensor_parallel.py [--layers 14] [--rounds 5] [--json FILE]
+    python benchmarks/tensor_parallel.py [--layers 4] [--rounds 2] [--json FILE]
 
 A Llama of random weights in bfloat16 (hidden 1,024, 16/8 heads of 64, mlp 3,072, vocabulary 32,000) reads a prompt of
 512 tokens and writes for one user and for eight: by two processes of one thread, one process of one thread, one process
@@ -24,7 +24,7 @@ from modelwright.engine.llm import LLM
 from modelwright.models.llama import Llama, LlamaConfig
 
 PROMPT = 512
-WRITTEN = 48
+WRITTEN = 24
 VOCAB = 32_000
 WAYS = {"2 processes, 1 thread each": 2, "1 process, 1 thread": 1, "1 process, 2 threads": 1}
 
@@ -66,8 +66,8 @@ def measure(llm: LLM, seed: int) -> tuple[dict[str, float], list[Any]]:
 def main() -> None:
     """Measure all ways in turn."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--layers", type=int, default=14)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     model = make_model(arguments.layers)
