@@ -151,11 +151,11 @@ def compare(name: str, work: Path) -> dict[str, object]:
     parts = {key: planned[key] for key in planned if key.endswith("_bytes")} | planned["peak"]
     return {
         "name": name,
-        "ours": ours,
-        "rival": measured,
+        "ours": ours / 1e6,
+        "rival": measured / 1e6,
         "rival_name": "measured",
         "ratio": ours / measured,
-        "unit": "bytes",
+        "unit": "MB",
         "runs": 1,
         "parts": parts,
     }
@@ -182,9 +182,13 @@ def main() -> None:
         if not (work / "base").is_dir():
             make_world(work)
         names = [n for n in CASES if not given.only or any(part in n for part in given.only.split(";"))]
-        rows = [compare(name, work) for name in names]
-    if given.json:
-        write_result(given.json, {"threads": torch.get_num_threads(), "rows": rows})
+        for name in names:
+            row = compare(name, work)
+            if given.json:  # rows of other cases in the file are kept
+                old = json.loads(given.json.read_text())["rows"] if given.json.is_file() else []
+                rows = {one["name"]: one for one in [*old, row]}
+                kept = [rows[one] for one in CASES if one in rows]
+                write_result(given.json, {"threads": torch.get_num_threads(), "rows": kept})
 
 
 if __name__ == "__main__":

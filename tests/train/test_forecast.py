@@ -48,6 +48,8 @@ def test_on_a_random_walk_the_last_value_is_said_to_win(tmp_path: Path):
     assert verdict({"rmse": 1.0, "naive_rmse": 2.0, "linear_rmse": 1.5}) == (
         "This model is the best forecast here (error 1); next is the linear model, 1.5."
     )
+    nearly = verdict({"rmse": 0.999, "naive_rmse": 1.0, "linear_rmse": 1.5})
+    assert nearly == "The last value is the best forecast here (error 1); this model, 0.999, is within 1% of it."
 
 
 def test_the_command_says_who_won(tmp_path: Path, capsys):

@@ -73,6 +73,9 @@ def fit_linear(inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return np.linalg.lstsq(np.column_stack([inputs, np.ones(len(inputs))]), targets, rcond=None)[0]
 
 
+TIED = 0.01  # of the error: what is better by less is not called better
+
+
 def verdict(figures: Mapping[str, float]) -> str:
     """Say which forecast was best on the held-out part, and plainly so when it is the last value.
 
@@ -81,9 +84,10 @@ def verdict(figures: Mapping[str, float]) -> str:
     """
     ours = figures["rmse"]
     error, best = min((figures["naive_rmse"], "last value"), (figures["linear_rmse"], "linear model"))
-    if ours < error:
+    if ours < (1 - TIED) * error:
         return f"This model is the best forecast here (error {ours:.4g}); next is the {best}, {error:.4g}."
-    return f"The {best} is the best forecast here (error {error:.4g}); this model, {ours:.4g}, adds nothing to it."
+    more = f"is within {TIED:.0%} of it" if ours < error else "adds nothing to it"
+    return f"The {best} is the best forecast here (error {error:.4g}); this model, {ours:.4g}, {more}."
 
 
 def run_forecast(config: ForecastConfig, hooks: Sequence[Hook] = ()) -> TaskResult:
