@@ -101,8 +101,9 @@ def run_mfu(arguments):
     rate = timed_steps(run.do_step, 3 if arguments.tiny else 20, num_rows * row_len)
     flops = step_flops_per_token(model, row_len)
     name = torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu"
-    peak = arguments.peak_flops or next((value for key, value in PEAK_FLOPS.items() if key in name), math.nan)
-    found = {"tokens_per_second": rate, "mfu_fraction": rate * flops / peak, "peak_flops": peak, "device": name}
+    peak = arguments.peak_flops or next((value for key, value in PEAK_FLOPS.items() if key in name), None)
+    share = rate * flops / peak if peak else None  # of a device whose rate is not known nothing can be said
+    found = {"tokens_per_second": rate, "mfu_fraction": share, "peak_flops": peak, "device": name}
     return found | {"parameters": sum(p.numel() for p in model.parameters()), "peak_bytes": peak_bytes()}
 
 
@@ -439,8 +440,8 @@ def rows_of(found, arguments):
         return [one[key] for one in found[name]]
 
     rows = []
-    if "mfu" in found:
-        share = get("mfu", "mfu_fraction")
+    share = [one for one in get("mfu", "mfu_fraction") if one is not None] if "mfu" in found else []
+    if share:
         rows.append(row("1B shape, T = 2048, bf16: MFU", share, [0.5] * len(share), "the bound asked for", "fraction"))
     for name in ("gpt2", "gpt2_muon"):
         if name in found:
