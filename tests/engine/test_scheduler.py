@@ -21,9 +21,33 @@ def make(scheduler: Scheduler, id: int, prompt: list[int], max_tokens: int) -> R
     return make_request(id, prompt, params, max_context=scheduler.max_context, vocab_size=1000)
 
 
-def play(scheduler: Scheduler) -> list[Chunk]:
+class Memory:
+    """What stands in each slot of the pool: whose text, and all of it up to there. The model of the key-value cache."""
+
+    def __init__(self, block_size: int):
+        self.block_size = block_size
+        self.slots: dict[tuple[int, int], tuple[str, tuple[int, ...]]] = {}
+
+    def compute(self, chunks: list[Chunk]) -> None:
+        """Write what a step writes, then read what it reads: every position of a text has to hold just that text."""
+        texts = [(c, (*c.request.token_ids[: c.end], *c.draft)) for c in chunks]
+        for chunk, text in texts:
+            for at in range(chunk.start, chunk.computed_end):
+                self.slots[self._slot(chunk, at)] = (chunk.request.tenant, text[: at + 1])
+        for chunk, text in texts:
+            for at in range(chunk.computed_end):
+                found = self.slots.get(self._slot(chunk, at))
+                assert found == (chunk.request.tenant, text[: at + 1]), "a block is shared in error"
+
+    def _slot(self, chunk: Chunk, at: int) -> tuple[int, int]:
+        return chunk.block_table[at // self.block_size], at % self.block_size
+
+
+def play(scheduler: Scheduler, memory: Memory | None = None) -> list[Chunk]:
     """Do what the engine does in a step, with made-up tokens."""
     chunks = scheduler.schedule()
+    if memory is not None:
+        memory.compute(chunks)
     for chunk in chunks:
         table = chunk.request.block_table
         assert len(table) * scheduler.pool.block_size >= chunk.end
@@ -44,7 +68,7 @@ def play(scheduler: Scheduler) -> list[Chunk]:
     return chunks
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_random_traffic(data: st.DataObject):
     block_size = data.draw(st.integers(1, 5), label="block_size")
@@ -55,6 +79,7 @@ def test_random_traffic(data: st.DataObject):
         budget=data.draw(st.integers(1, 20), label="budget"),
     )
     requests: list[Request] = []
+    memory = Memory(block_size)
     for _ in range(data.draw(st.integers(1, 40), label="events")):
         event = data.draw(st.sampled_from(["add", "add", "step", "step", "abort"]))
         if event == "add":
@@ -70,7 +95,7 @@ def test_random_traffic(data: st.DataObject):
             scheduler.remove(request)
             scheduler.remove(request)  # idempotent
         else:
-            play(scheduler)
+            play(scheduler, memory)
     bound = 20 + sum((len(r.prompt_ids) + r.max_tokens) * 2 for r in requests) * len(requests)
     oldest_done = -1
     for _ in range(bound):
@@ -78,7 +103,7 @@ def test_random_traffic(data: st.DataObject):
             break
         oldest = min((r for r in scheduler.requests()), key=lambda r: r.id)
         before = (oldest.num_computed, oldest.num_output)
-        play(scheduler)
+        play(scheduler, memory)
         assert (oldest.num_computed, oldest.num_output) > before or oldest.is_finished, "the oldest stood still"
         assert oldest.id >= oldest_done
         oldest_done = oldest.id
@@ -190,12 +215,12 @@ def test_a_tenant_with_many_requests_does_not_hold_up_one_with_few():
     assert order == ["many", "few", "many", "few", "many", "many", "many", "many"]
 
 
-def play_until_done(scheduler: Scheduler, most: int) -> list[int]:
+def play_until_done(scheduler: Scheduler, most: int, memory: Memory | None = None) -> list[int]:
     """Return the ids of the requests in the order in which they ended."""
     ended: list[int] = []
     for _ in range(most):
         before = list(scheduler.requests())
-        play(scheduler)
+        play(scheduler, memory)
         ended += [r.id for r in before if r.is_finished]
         if not (scheduler.running or scheduler.waiting):
             return ended
@@ -253,7 +278,7 @@ class Guesser:
     def forget(self, request: Request) -> None: ...
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_random_traffic_with_priorities_tenants_and_drafts(data: st.DataObject):
     """The model: a set of requests, each of which has to end with exactly its tokens, and blocks that add up."""
@@ -264,6 +289,7 @@ def test_random_traffic_with_priorities_tenants_and_drafts(data: st.DataObject):
         budget=data.draw(st.integers(1, 20), label="budget"),
     )
     scheduler.proposer = Guesser()
+    memory = Memory(scheduler.pool.block_size)
     requests: list[Request] = []
     for _ in range(data.draw(st.integers(1, 30), label="events")):
         event = data.draw(st.sampled_from(["add", "add", "step", "step", "abort"]))
@@ -282,13 +308,13 @@ def test_random_traffic_with_priorities_tenants_and_drafts(data: st.DataObject):
                 request.finish_reason = "abort"
             scheduler.remove(request)
         else:
-            play(scheduler)
+            play(scheduler, memory)
         holders = [block for r in scheduler.running for block in r.block_table]
         shared = {block for block in holders if holders.count(block) > 1}
         for r in scheduler.running:  # a shared block is one of whole, computed, equal tokens; the others' is their own
             assert not shared & set(r.block_table[len(r.block_hashes) :]), "a block is shared that is still written"
     bound = 20 + sum((len(r.prompt_ids) + r.max_tokens) * 3 for r in requests) * max(1, len(requests))
-    play_until_done(scheduler, bound)
+    play_until_done(scheduler, bound, memory)
     assert all(r.is_finished for r in requests)
     assert all(r.finish_reason == "abort" or r.num_output == r.max_tokens for r in requests)
     assert scheduler.pool.num_free == scheduler.pool.num_usable, "blocks leaked"
