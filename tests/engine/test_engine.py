@@ -1,6 +1,7 @@
 """The engine gives what the model alone would give, to the bit, however the work is cut and mixed."""
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from modelwright.base.types import Completion, SamplingParams
 from modelwright.engine.engine import Engine, EngineConfig
 from modelwright.engine.llm import LLM
 from modelwright.engine.runner import Runner
+from modelwright.engine.speculative import SpeculationConfig
 from modelwright.models.bert import Bert, BertConfig
 from modelwright.models.llama import Llama
 
@@ -129,6 +131,31 @@ def test_a_prefix_hit_of_any_length_changes_nothing(model_bf16: Llama):
         assert (warm.token_ids, warm.logprobs) == (lambda c: (c.token_ids, c.logprobs))(
             cold.generate(prompt, GREEDY)[0]
         )
+
+
+@needs_bf16
+@pytest.mark.parametrize("speculation", [None, SpeculationConfig(is_timed=False)], ids=["plain", "with drafts"])
+def test_giving_way_at_any_step_changes_nothing(model_bf16: Llama, speculation: SpeculationConfig | None):
+    prompts = [[5, 6, 7] * 8, [9, 8] * 10]
+    params = [SamplingParams(temperature=t, seed=3, max_tokens=10, logprobs=1, ignore_eos=True) for t in (0.0, 0.9)]
+
+    def run(at: int | None) -> tuple[list[Any], int]:
+        engine = Engine(model_bf16, config=EngineConfig(max_tokens_per_step=16, block_size=4, speculation=speculation))
+        requests = [engine.add(p, q) for p, q in zip(prompts, params, strict=True)]
+        logprobs: dict[int, list[float]] = {r.id: [] for r in requests}
+        steps = 0
+        while engine.has_work:
+            if steps == at:
+                engine.scheduler._preempt_last()
+            for piece in engine.step():
+                logprobs[piece.request_id] += piece.logprobs
+            steps += 1
+        assert idle(engine) and (at is None or engine.stats().num_preemptions == 1)
+        return [(r.output_ids, logprobs[r.id]) for r in requests], steps
+
+    expected, num_steps = run(None)
+    for at in range(1, num_steps):
+        assert run(at)[0] == expected, at
 
 
 def test_in_fp32_the_difference_is_only_rounding(model: Llama):

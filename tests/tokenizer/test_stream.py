@@ -45,6 +45,18 @@ def test_sentencepiece_loses_the_space_in_front_once(published: dict, kind: str)
         assert "".join(stream(tokenizer, tokenizer.encode(text))) == text
 
 
+def test_every_kind_of_character_comes_whole_byte_by_byte(house: Tokenizer):
+    """Each 23rd of the 1,112,064 scalar values, one token a byte: a character is shown with its last byte."""
+    single = {house.token_bytes(i): i for i in range(house.vocab_size) if len(house.token_bytes(i)) == 1}
+    decoder = StreamDecoder(house)
+    for value in range(1, 0x110000, 23):
+        if not 0xD800 <= value < 0xE000:
+            data = chr(value).encode()
+            shown = [decoder.push(single[data[i : i + 1]]) for i in range(len(data))]
+            assert shown == [*[""] * (len(data) - 1), chr(value)], hex(value)
+    assert decoder.finish() == ""
+
+
 def test_an_unfinished_character_is_told_at_the_end(house: Tokenizer):
     first = next(i for i in range(house.vocab_size) if house.token_bytes(i) == b"\xf0")
     decoder = StreamDecoder(house)
