@@ -1,5 +1,6 @@
 """A person's way through the page: asks, reads, opens a citation, goes back; with a mouse, a keyboard, a phone."""
 
+import itertools
 import re
 import time
 
@@ -230,6 +231,12 @@ def test_conversations_are_kept_opened_again_and_deleted(open_page, start_server
         assert all(text.strip() for text in page.locator(".answer").all_inner_texts())
         assert page.locator("[aria-current=true]").count() == 1
         page.click("#chats summary")
+        page.set_viewport_size(SIZES["phone"])
+        boxes = [page.locator(part).bounding_box() for part in ("#name", "#chats > summary", "#restart", ".chats-box")]
+        assert all(box["x"] >= 0 and box["x"] + box["width"] <= SIZES["phone"]["width"] for box in boxes)
+        assert all(a["x"] + a["width"] <= b["x"] for a, b in itertools.pairwise(boxes[:3])), (
+            "nothing covers its neighbour"
+        )
         page.click(".chat-remove >> nth=1")
         assert page.inner_text(".chat-remove >> nth=1") == "Really?"
         page.click(".chat-remove >> nth=1")
