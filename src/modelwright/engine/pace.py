@@ -3,7 +3,7 @@
 Steps that only decode are timed, those with drafts and those without, for about equal numbers of requests. Drafts go on
 while they bring more tokens a second; where they do not, they rest for 128 such steps, then for twice as many after
 each trial of `TRIAL` steps that fails. So a useless proposer costs `TRIAL` steps in 128, then in 256, 512 and so on.
-Which steps have drafts never changes a token, only when it comes.
+A proposer that has paid is judged by its last forty steps or so, since a few unlucky ones tell little. Which steps have drafts never changes a token, only when it comes.
 """
 
 from dataclasses import dataclass
@@ -12,6 +12,8 @@ TRIAL = 4  # steps with drafts in a trial
 NUM_PLAIN = 3  # steps without, before the first trial and again after every REFRESH
 REFRESH = 256
 FIRST_REST, LONGEST_REST = 128, 4096
+MARGIN = 1.03  # drafts must bring so much more than none
+MEMORY = 0.9  # of what a proposer brought until now, when the next `TRIAL` steps are judged
 WEIGHT = 0.2  # of the newest step in the running means
 
 
@@ -53,14 +55,15 @@ class Pace:
         load.seconds += seconds
         if load.num_drafted % TRIAL:
             return
-        if load.tokens / load.seconds < load.plain:
+        if load.tokens / load.seconds < MARGIN * load.plain:
             load.num_resting, load.rest = load.rest, min(2 * load.rest, LONGEST_REST)
             load.num_drafted = 0
-        else:
-            load.rest = FIRST_REST
-            if load.num_drafted >= REFRESH:
-                load.num_drafted = load.num_plain = 0
-        load.tokens = load.seconds = 0.0
+            load.tokens = load.seconds = 0.0
+            return
+        load.rest = max(FIRST_REST, load.rest // 2)
+        load.tokens, load.seconds = MEMORY * load.tokens, MEMORY * load.seconds
+        if load.num_drafted >= REFRESH:
+            load.num_drafted = load.num_plain = 0
 
     def _load(self, num_requests: int) -> _Load:
         return self._loads.setdefault(num_requests.bit_length(), _Load())
