@@ -84,3 +84,10 @@ def test_repeated_rows_come_in_another_order_each_epoch():
     make = repeat_rows(rows, seed=0)
     one, two = make(0).input_ids, make(1).input_ids
     assert not np.array_equal(one, two) and sorted(one.tolist()) == sorted(two.tolist())
+
+
+def test_a_batch_larger_than_the_data_is_told_and_cut(caplog):
+    loader = RowLoader(lambda epoch: stream_rows([np.arange(1, 30)], 8, 0, seed=epoch), 512)
+    num_rows = len(stream_rows([np.arange(1, 30)], 8, 0, seed=0))
+    assert loader.batch_size == len(loader.next_batch().input_ids) == num_rows < 512
+    assert f"has {num_rows} rows, and a micro-batch of 512 was asked for" in caplog.text

@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 from modelwright.base.errors import DataError
+from modelwright.base.logs import get_logger
 from modelwright.data.pack import Rows, document_positions
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,17 +39,23 @@ class RowLoader:
 
     Args:
         make_rows: From an epoch number to that epoch's rows, always the same ones for the same number.
-        batch_size: Rows a batch; rows of an epoch that fill no whole batch are left out of that epoch.
+        batch_size: Rows a batch; rows of an epoch that fill no whole batch are left out of that epoch. Where there are
+            fewer rows than that in all, a warning says so, and batches have as many as there are.
     """
 
     def __init__(self, make_rows: Callable[[int], Rows], batch_size: int):
         self._make_rows = make_rows
-        self.batch_size = batch_size
         self.epoch = 0
         self.row = 0
         self._rows = make_rows(0)
         if len(self._rows) < 1:
             raise DataError("There is no row to train on. Give more data.")
+        self.batch_size = min(batch_size, len(self._rows))
+        if self.batch_size < batch_size:
+            log.warning(
+                "the data has %d rows, and a micro-batch of %d was asked for: batches have %d. Give more data or lower "
+                "micro_batch_size.", len(self._rows), batch_size, self.batch_size,
+            )  # fmt: skip
 
     def next_batch(self) -> Batch:
         """Return the next batch and move on."""

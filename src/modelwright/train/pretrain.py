@@ -102,7 +102,9 @@ def run_pretrain(config: PretrainConfig, hooks: Sequence[Hook] = ()) -> Pretrain
     loader = supply.loader(loop)
     started, first = Stopwatch(), _FirstSteps()
     run = train(model, CausalLanguageModeling(), loader, loop, folder=work, hooks=[first, *hooks], name="pre-train")
-    figures = _figures(model_config, loop, config.max_seq_len, rate, first.seconds_per_step(run), started.seconds)
+    num_rows: int = getattr(loader, "batch_size", loop.micro_batch_size)  # fewer where the data has no more
+    done = replace(loop, micro_batch_size=min(loop.micro_batch_size, num_rows))
+    figures = _figures(model_config, done, config.max_seq_len, rate, first.seconds_per_step(run), started.seconds)
     parents = [path for path in source_paths(config.data) if (path / "manifest.json").is_file()] + [config.tokenizer]
     if config.base is not None and (config.base / "manifest.json").is_file():
         parents.append(config.base)
