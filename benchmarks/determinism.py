@@ -198,6 +198,13 @@ def _row(name: str, tokens: int, seconds: float, other: float, other_name: str, 
             "ratio": other / seconds, "unit": "tokens/s", "runs": runs}  # fmt: skip
 
 
+def _promise(kind: str, told: dict[str, Any]) -> dict[str, Any]:
+    outputs, requests = told["distinct outputs"], told["requests"]
+    name = f"{kind}: different outputs of {requests:,} requests, each computed in {told['runs of each']} ways"
+    return {"name": name, "ours": outputs, "rival": requests, "rival_name": "one of each request",
+            "ratio": outputs / requests, "unit": "outputs", "runs": told["runs of each"]}  # fmt: skip
+
+
 def main() -> None:
     """Run the trials that were asked for, or join parts, and print what was found."""
     parser = argparse.ArgumentParser()
@@ -218,7 +225,8 @@ def main() -> None:
         for kind, one in part.get("trials", {}).items():
             trials.setdefault(kind, []).append(one)
     result: dict[str, Any] = {kind: summary(found) for kind, found in trials.items()}
-    result["rows"] = [row for part in parts for row in part.get("rows", ())]
+    result["rows"] = [_promise(kind, told) for kind, told in result.items()]
+    result["rows"] += [row for part in parts for row in part.get("rows", ()) if row["unit"] == "tokens/s"]
     print(json.dumps(result, indent=1))
     if arguments.json:
         kept = {} if arguments.join else {"trials": {kind: found[0] for kind, found in trials.items()}}

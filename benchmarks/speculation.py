@@ -226,6 +226,26 @@ def measure(folder: Path, rounds: int, chosen: list[str]) -> list[dict[str, Any]
     return rows
 
 
+def differing(same: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return for each way of guessing how many answers, at all temperatures, differ from those without."""
+    found: dict[str, list[int]] = {}
+    for name, told in same.items():
+        if isinstance(told, dict) and not name.startswith("off"):
+            found.setdefault(name.partition(",")[0], []).append(told["differing"])
+    return [
+        {
+            "name": f"{way}: answers that differ at {len(counts)} temperatures",
+            "ours": sum(counts),
+            "rival": 0,
+            "rival_name": "none of them",
+            "ratio": None,
+            "unit": "answers",
+            "runs": len(counts),
+        }
+        for way, counts in found.items()
+    ]
+
+
 def main() -> None:
     """Train the pair, run the comparison, or join its parts."""
     parser = argparse.ArgumentParser()
@@ -254,6 +274,7 @@ def main() -> None:
         torch.set_num_threads(1)
         rows = measure(arguments.folder, arguments.rounds, arguments.tasks)
         same = compare(arguments.folder, arguments.prompts, arguments.temperatures)
+    rows = [row for row in rows if row["unit"] == "tokens/s"] + differing(same)
     print(json.dumps(same, indent=1))
     if arguments.json:
         write_result(arguments.json, {"rows": rows, "same": same})
