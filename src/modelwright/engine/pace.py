@@ -3,7 +3,8 @@
 Steps that only decode are timed, those with drafts and those without, for about equal numbers of requests. Drafts go on
 while they bring more tokens a second; where they do not, they rest for 128 such steps, then for twice as many after
 each trial of `TRIAL` steps that fails. So a useless proposer costs `TRIAL` steps in 128, then in 256, 512 and so on.
-A proposer that has paid is judged by its last forty steps or so, since a few unlucky ones tell little. Which steps have drafts never changes a token, only when it comes.
+A proposer that has paid is judged by its last forty steps or so, since a few unlucky ones tell little.
+Which steps have drafts never changes a token, only when it comes.
 """
 
 from dataclasses import dataclass
