@@ -183,7 +183,7 @@ def summarise(runs, rivals):
         (
             "sentiment of film reviews",
             parts[False],
-            [rivals[str(r["seed"])] for r in runs if not r["is_shuffled"]],
+            [rivals[str(r["seed"])] for r in runs if not r["is_shuffled"] and str(r["seed"]) in rivals],
             "TF-IDF of words and pairs, logistic regression",
         ),
         ("sentiment of film reviews, control: labels shuffled", parts[True], [0.5], "chance"),
