@@ -12,8 +12,7 @@ from modelwright.base.progress import console, human_bytes, human_count
 from modelwright.base.registry import lookup
 from modelwright.cli.recipe import read_training_recipe
 from modelwright.cli.train_scaling import study
-from modelwright.cli.train_tracking import read_tracking, tracked
-from modelwright.cli.train_tracking import tell as _tell
+from modelwright.cli.train_tracking import read_tracking, tell, tracked
 from modelwright.train import METHODS
 from modelwright.train.forecast import verdict
 from modelwright.train.plan import what_fits
@@ -25,9 +24,7 @@ def train(
     recipe: Annotated[Path, typer.Argument(help="A .yaml file, see recipes/; or: scaling RECIPE, for a scaling law.")],
     resume: Annotated[bool, typer.Option(help="Go on with the unfinished run of this recipe.")] = False,
     restart: Annotated[bool, typer.Option(help="Throw the unfinished run away and begin anew.")] = False,
-    engine: Annotated[
-        str, typer.Option(help="here: this process, or those of torchrun; ray: workers on Ray.")
-    ] = "here",
+    engine: Annotated[str, typer.Option(help="here: this process, or torchrun's; ray: workers on Ray.")] = "here",
     workers: Annotated[int, typer.Option(help="How many workers of Ray, with --engine ray.")] = 2,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster; without it one is started here.")] = None,
 ) -> None:
@@ -54,7 +51,7 @@ def train(
         _settle_together(config.out, is_wanted=resume, is_unwanted=restart)
         with tracked(config, tracking) as hooks:
             try:
-                result = lookup(METHODS, method, "method")(config, hooks=[_tell, *hooks])
+                result = lookup(METHODS, method, "method")(config, hooks=[tell, *hooks])
             except OutOfMemoryError as error:
                 raise OutOfMemoryError(f"{error} {what_fits(config)}".strip()) from error
         _show_result(method, result)
