@@ -182,7 +182,7 @@ def test_a_run_that_was_broken_off_is_resumed_when_asked_and_never_lost_silently
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("modelwright.cli.train._tell", break_off)
+        patch.setattr("modelwright.cli.train.tell", break_off)
         assert main(["train", str(recipe)]) == 130
     assert (tmp_path / "model.run").is_dir() and not (tmp_path / "model").exists()
     message = refused(capsys, "train", recipe)
