@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -118,3 +119,9 @@ def test_another_folder_is_never_replaced(tmp_path):
 def test_topics_become_markdown():
     text = "Title\n*****\n\nSome text.\n\n\nPart\n====\n\n  code\n  ----\n"
     assert interpreter_pages.render_topic(text) == "# Title\n\nSome text.\n\n\n## Part\n\n  code\n  ----\n"
+
+
+def test_a_folder_named_from_here_gets_the_same_pages(pages, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert write_reference(Path("runs/reference")) == len(list(pages.glob("*.md")))
+    assert hash_folder(tmp_path / "runs" / "reference") == hash_folder(pages)

@@ -30,7 +30,7 @@ def write_reference(folder: Path) -> int:
     Raises:
         DataError: The folder holds other files, or the interpreter gave no documentation at all.
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()  # the worker stands in another folder
     _check_replaceable(folder)
     with atomic_folder(folder) as work:
         names = _run("--list").split()
