@@ -10,7 +10,6 @@ loop in the manner of nanoGPT (in this file), with the same data, batch, rates a
 with the plain loop's AdamW and with Muon, as two rows. qlora: 8B shape, random weights rounded as they are made, rank
 16 on all seven matrices, 2 x 2,048 tokens, blocks recomputed, paged 8-bit moments; beside transformers + PEFT +
 bitsandbytes where --rival-python has them. Contenders are processes of their own and take turns, --rounds times.
-
 Not run on a GPU yet, only at toy size on a CPU.
 """
 
@@ -102,7 +101,7 @@ def run_mfu(arguments):
     flops = step_flops_per_token(model, row_len)
     name = torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu"
     peak = arguments.peak_flops or next((value for key, value in PEAK_FLOPS.items() if key in name), None)
-    share = rate * flops / peak if peak else None  # of a device whose rate is not known nothing can be said
+    share = peak and rate * flops / peak  # none for a device whose rate is not known
     found = {"tokens_per_second": rate, "mfu_fraction": share, "peak_flops": peak, "device": name}
     return found | {"parameters": sum(p.numel() for p in model.parameters()), "peak_bytes": peak_bytes()}
 
@@ -454,11 +453,11 @@ def rows_of(found, arguments):
                 rows.append(row(title, *map(list, zip(*reached, strict=True)), "a loop like nanoGPT's", "seconds"))
     if "qlora" in found:
         peak = get("qlora", "peak_bytes")
-        bound = [8 * 2**30] * len(peak)
-        rows.append(row("QLoRA, 8B shape, 2 x 2,048: peak of a step", peak, bound, "the bound asked for", "bytes"))
+        name, bound = "QLoRA, 8B shape, 2 x 2,048: peak of a step", [8 * 2**30] * len(peak)
+        rows.append(row(name, peak, bound, "the bound asked for", "bytes"))
     if "peft" in found:
+        theirs = "transformers + PEFT + bitsandbytes"
         for key, unit in (("tokens_per_second", "tokens/s"), ("peak_bytes", "bytes")):
-            theirs = "transformers + PEFT + bitsandbytes"
             rows.append(row(f"QLoRA, 8B shape: {key}", get("qlora", key), get("peft", key), theirs, unit))
     return rows
 
@@ -487,8 +486,7 @@ def main():
         return
     with tempfile.TemporaryDirectory() as folder:
         found = measure(arguments, Path(folder))
-    rows = rows_of(found, arguments)
-    for one in rows:
+    for one in (rows := rows_of(found, arguments)):
         print(f"{one['name']}: {one['ours']:,.4g} beside {one['rival']:,.4g} {one['unit']}, ratio {one['ratio']:.2f}")
     if arguments.json:
         from modelwright.base.measured import write_result

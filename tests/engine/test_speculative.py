@@ -176,14 +176,20 @@ def test_a_form_is_kept_with_drafts(model_bf16: Llama, tokenizer: Tokenizer):
 
 
 def test_aborting_in_the_middle_of_drafts_frees_every_block(model_bf16: Llama):
-    engine = Engine(model_bf16, config=EngineConfig(speculation=SpeculationConfig()))
-    requests = [engine.add([5, 6, 7] * 5, SamplingParams(temperature=0, max_tokens=100)) for _ in range(4)]
+    prompt, params = [5, 6, 7] * 5, SamplingParams(temperature=0, seed=0, max_tokens=100, ignore_eos=True)
+    answer = LLM(model_bf16).generate(prompt, params)[0].token_ids
+    engine = Engine(model_bf16, config=EngineConfig())
+    engine.scheduler.proposer = Oracle({(0, *prompt): answer}, 0.5)
+    requests = [engine.add(prompt, params) for _ in range(4)]
     for _ in range(6):
         engine.step()
+    assert engine.stats().num_drafted > 0 and engine.stats().free_blocks < engine.stats().total_blocks
     engine.abort(requests[1])
+    assert len(engine.scheduler.running) == 3
     engine.pool.check([r.block_table for r in engine.scheduler.running])
     engine.abort_all()
     engine.pool.check([])
+    assert engine.stats().free_blocks == engine.stats().total_blocks and not engine.has_work
 
 
 def request(tokens: list[int]) -> Request:

@@ -11,6 +11,7 @@ from modelwright.base.errors import DataError
 from modelwright.data import text_lines
 from modelwright.data.plan import read_pipeline
 from modelwright.data.run import RunParams, run_pipeline
+from modelwright.data.shards import read_texts
 from modelwright.ops import make, texts
 from modelwright.ops.make import make_tokenizer
 from modelwright.ops.texts import stream_texts
@@ -95,6 +96,17 @@ def test_damaged_lines_are_set_aside_with_their_place_and_the_rest_goes_on(tmp_p
     assert [place.rpartition(", ")[2] for place, _ in asides] == [f"line {number}" for number in (2, 4, 6, 8, 10)]
     reasons = ("not valid JSON", "not UTF-8", 'with a "text"', "more than 100 bytes", 'with a "text"')
     assert all(expected in reason for (_, reason), expected in zip(asides, reasons, strict=True))
+
+
+def test_a_parquet_row_without_a_text_is_named_or_set_aside(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    columns = {"id": ["a", "b", "c"], "text": ["good", None, "too"], "metadata": ["{}"] * 3}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "train.parquet")
+    with pytest.raises(DataError, match="row 2: text is None; expected a text"):
+        list(read_texts(tmp_path))
+    asides: list[tuple[str, str]] = []
+    assert list(read_texts(tmp_path, set_aside=lambda *told: asides.append(told))) == ["good", "too"]
+    assert [place.rpartition(", ")[2] for place, _ in asides] == ["row 2"]
 
 
 def test_what_is_not_there_is_said(tmp_path: Path):

@@ -164,19 +164,14 @@ def test_files_and_batches_end_at_the_front_and_both_replicas_do_the_work(fleet:
 
 
 def test_a_socket_ends_at_the_front_and_each_of_its_requests_goes_to_a_replica(fleet: Any):
-    from websockets.sync.client import connect
+    from tests.serve.test_socket_api import connect, until_done
 
     body = {"model": "tiny", "max_tokens": 8, "temperature": 0}
     with connect(fleet.url.replace("http", "ws", 1) + "/v1/chat/completions/ws") as socket:
 
         def over(text: str, **more: Any) -> list[Any]:
             socket.send(json.dumps({**body, "messages": [{"role": "user", "content": text}], **more}))
-            chunks = []
-            while (message := socket.recv(timeout=30)) != "[DONE]":
-                chunks.append(json.loads(message))
-                if "error" in chunks[-1]:
-                    break
-            return chunks
+            return until_done(socket)
 
         for text in ("plain", "words", "another beginning"):
             whole = ask(fleet.client(), text).choices[0].message.content
@@ -211,8 +206,10 @@ def test_the_front_keeps_to_the_time_of_answers_when_a_replica_does_not(
 def test_a_client_that_leaves_frees_the_blocks_of_its_request(fleet: Any):
     stream = ask(fleet.client(), "plain words", max_tokens=900, stream=True, extra_body={"ignore_eos": True})
     next(iter(stream))
+    assert sum(one["total_blocks"] - one["free_blocks"] for one in facts(fleet.url)) > 0
     stream.close()
     wait_until_idle(fleet)
+    assert all(one["free_blocks"] == one["total_blocks"] for one in facts(fleet.url))
 
 
 def test_the_death_of_a_replica_ends_only_its_own_requests_and_another_takes_its_place(fleet: Any):

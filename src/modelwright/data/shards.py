@@ -264,7 +264,13 @@ def read_texts(folder: Path, part: str = "train", set_aside: SetAside | None = N
         )
     for path in find_shards(folder, part):
         if path.suffix == ".parquet":
-            yield from (row["text"] for row in _read_parquet(path))
+            for number, row in enumerate(_read_parquet(path), start=1):
+                if isinstance(row.get("text"), str):
+                    yield row["text"]
+                elif set_aside is None:
+                    raise DataError(f"{path}, row {number}: text is {row.get('text')!r:.60}; expected a text.")
+                else:
+                    set_aside(f"{path}, row {number}", f"text is {row.get('text')!r:.60}; expected a text")
         else:
             yield from text_lines(path, set_aside)
 
