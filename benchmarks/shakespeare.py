@@ -6,8 +6,8 @@
     cpu     4 layers of 128, rows of 64 characters, batches of 12, 2,000 steps: nanoGPT's setting for a CPU, whose own
             target is a validation loss of 1.88 (its README, "I only have a macbook"). AdamW as there, and Muon.
     baby    6 layers of 384, rows of 256: nanoGPT's setting for a GPU, 1.4697 after 5,000 batches of 64 rows (82 million
-            characters). Here with Muon and batches of 16 rows for as many steps as are asked for; it goes on from its
-            newest checkpoint in --folder, so that it can be run in parts.
+            characters). Here with its dropout of 0.2, Muon, batches of 16 rows and as many steps as are asked for; it
+            goes on from its newest checkpoint in --folder, so that it can be run in parts.
 
 The split is nanoGPT's: the last tenth is held out, and all of it is scored in rows one after the other. The
 feed-forward is gated, and narrower, so that parameters are as many. Control: the model before training, and one
@@ -34,6 +34,7 @@ from modelwright.optim.build import AdamWConfig, OptimizerConfig
 from modelwright.optim.muon import MuonConfig
 from modelwright.optim.schedule import ScheduleConfig
 from modelwright.train.checkpoint import CheckpointConfig
+from modelwright.train.dropout import dropout
 from modelwright.train.loop import LoopConfig, train
 from modelwright.train.objective import CausalLanguageModeling
 
@@ -43,6 +44,7 @@ SHAPES = {
     "baby": {"hidden_size": 384, "intermediate_size": 1024, "num_layers": 6, "num_heads": 6, "max_seq_len": 256},
 }
 ROWS = {"cpu": 12, "baby": 16}
+DROPOUT = {"cpu": 0.0, "baby": 0.2}  # nanoGPT's
 
 
 class Windows:
@@ -90,6 +92,7 @@ def read_ids():
 
 @torch.inference_mode()
 def held_out_loss(model, ids, row_len):
+    model.eval()
     num = (len(ids) - 1) // row_len
     inputs = torch.from_numpy(ids[: num * row_len].reshape(num, row_len))
     labels = torch.from_numpy(ids[1 : num * row_len + 1].reshape(num, row_len))
@@ -124,10 +127,11 @@ def run_one(setting, steps, seed, optimizer, folder=None, is_shuffled=False):
     shape = LlamaConfig(vocab_size=vocab_size, tie_embeddings=True, **SHAPES[setting])
     model = init_weights(Llama(shape), seed)
     before = held_out_loss(model, held_out[:20_000], shape.max_seq_len)
-    loop = make_loop(setting, steps, seed, optimizer, every=20 if folder else None)
+    loop = make_loop(setting, steps, seed, optimizer, every=100 if folder else None)
     loader = Windows(train_ids, shape.max_seq_len, loop.micro_batch_size, seed, is_shuffled)
     started = time.perf_counter()
-    run = train(model, CausalLanguageModeling(), loader, loop, folder=folder, name=f"{setting} {optimizer} {seed}")
+    with dropout(model, DROPOUT[setting]):
+        run = train(model, CausalLanguageModeling(), loader, loop, folder=folder, name=f"{setting} {optimizer} {seed}")
     seconds = time.perf_counter() - started
     return {
         "optimizer": optimizer,
