@@ -146,28 +146,30 @@ def run_seed(tasks, seed, found, folder, keep):
 
 
 def summarise(runs):
-    """One row a way against plain training: bits a character of the old task that were lost."""
+    """Two rows a way beside plain training: bits a character of the old task that were lost, and bits of the new."""
     rows = []
-    runs = {seed: run for seed, run in runs.items() if "plain" in run}
-    for name in [name for run in list(runs.values())[:1] for name in run if name not in ("before", "plain")]:
-        done = {seed: run for seed, run in runs.items() if name in run}
-        lost = {way: [run[way]["old"] - run["before"]["old"] for run in done.values()] for way in (name, "plain")}
-        learnt = {way: [run[way]["new"] for run in done.values()] for way in (name, "plain", "before")}
-        ours, rival = (statistics.mean(lost[way]) for way in (name, "plain"))
-        rows.append(
-            {
-                "name": f"forgotten of the old task, {name}",
-                "ours": ours,
-                "spread": [min(lost[name]), max(lost[name])],
-                "rival": rival,
-                "rival_spread": [min(lost["plain"]), max(lost["plain"])],
-                "rival_name": "plain training",
-                "ratio": ours / rival,
-                "unit": "bits a character lost",
-                "runs": len(done),
-                "new_task": {way: statistics.mean(values) for way, values in learnt.items()},
-            }
-        )
+    runs = [run for run in runs.values() if "plain" in run]
+    for name in [name for name in runs[0] if name not in ("before", "plain")] if runs else []:
+        done = [run for run in runs if name in run]
+        for title, part, unit in (
+            ("lost of the old task", "old", "bits a character lost"),
+            ("the new task", "new", "bits a character"),
+        ):
+            ours, rival = (
+                [run[way][part] - (part == "old") * run["before"]["old"] for run in done] for way in (name, "plain")
+            )
+            means = statistics.mean(ours), statistics.mean(rival)
+            rows.append(
+                {
+                    "name": f"{title}: {name}",
+                    "ours": means[0],
+                    "rival": means[1],
+                    "rival_name": "plain training",
+                    "ratio": means[0] / means[1],
+                    "unit": unit,
+                    "runs": {"ours": ours, "rival": rival},
+                }
+            )
     return rows
 
 
@@ -191,6 +193,7 @@ def main():
 
     for seed in given.seeds:
         run_seed(tasks, seed, runs.setdefault(str(seed), {}), given.folder, keep)
+    keep()
 
 
 if __name__ == "__main__":
