@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from modelwright.base.errors import CheckpointError, ConfigError
 from modelwright.models.llama import Llama, LlamaConfig
 from modelwright.models.weights import load_model, save_model
-from modelwright.nn.adapters import attach_adapter, merge_adapters
+from modelwright.nn.adapters import attach_adapter, merge_adapters, remove_adapters
 from modelwright.nn.linear import dense_weight
 from modelwright.nn.lora import LoraConfig, lora_layers
 from modelwright.nn.nf4 import NF4Linear, nf4_levels, scale_levels, to_nf4
@@ -118,6 +118,34 @@ def test_loftq_begins_nearer_to_the_dense_model_than_plain_lora_over_four_bits()
     assert torch.equal(layer.base.packed, rounded.get_submodule(name).packed)  # the adapter fits any such base
     with pytest.raises(ConfigError, match="what rounding lost is not known"):
         attach_adapter(rounded, LoraConfig(rank=4, init="loftq"))
+
+
+def test_pissa_over_four_bits_rounds_the_rest_and_so_loses_less_than_rounding_the_weight():
+    plain, rounded, fitted = small_llama(), small_llama(), small_llama()
+    to_nf4(rounded)
+    attach_adapter(fitted, LoraConfig(rank=8, init="qpissa"))
+    for name, layer in lora_layers(fitted).items():
+        weight = plain.get_submodule(name).weight
+        rest = weight - layer.delta()
+        assert torch.equal(layer.base.packed, NF4Linear.from_linear(linear_of(rest)).packed)  # the rest, not the weight
+        lost = (dense_weight(rounded.get_submodule(name)) - weight).norm()
+        assert (layer.total() - weight).norm() < 0.95 * lost, name
+    with torch.no_grad():
+        expected = plain(IDS).logits
+        by_rounding = (rounded(IDS).logits - expected).norm()
+        assert 0 < (fitted(IDS).logits - expected).norm() < by_rounding
+    with pytest.raises(ConfigError, match="the rest would be rounded a second time"):
+        attach_adapter(rounded, LoraConfig(rank=4, init="qpissa"))
+    # Without the adapter, the base alone would be a model that lacks its largest directions.
+    remove_adapters(fitted)
+    with torch.no_grad():
+        assert (fitted(IDS).logits - expected).norm() < 2 * by_rounding
+
+
+def linear_of(weight):
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    layer.weight = nn.Parameter(weight)
+    return layer
 
 
 def test_what_is_not_nf4_is_refused(tmp_path):

@@ -42,6 +42,20 @@ def test_ten_lines_fine_tune_a_model(toy: Toy, tmp_path, load_in_4bit):
     torch.testing.assert_close(merged.float(), expected.float(), rtol=0.1, atol=0.1)
 
 
+@pytest.mark.parametrize("init", ["pissa", "loftq"])
+def test_what_begins_from_dense_weights_reads_them_again(toy: Toy, init):
+    plain = mw.FastModel.from_pretrained(toy.model, dtype=torch.float32)
+    rounded = mw.FastModel.from_pretrained(toy.model, dtype=torch.float32, load_in_4bit=True)
+    name = "layers.0.mlp.up"
+    weight = plain.model.get_submodule(name).weight
+    lost = (rounded.model.get_submodule(name).dequantize() - weight).norm()
+    layer = rounded.with_lora(r=8, init=init).model.get_submodule(name)
+    assert isinstance(layer.base, NF4Linear) and (layer.total() - weight).norm() < 0.95 * lost
+    assert not any(type(m) is torch.nn.Linear for n, m in rounded.model.named_modules() if "layers" in n)
+    with pytest.raises(ConfigError, match="already has adapters"):
+        rounded.with_lora(r=8, init=init)
+
+
 def test_the_ten_lines_of_the_page_run_as_they_stand(toy: Toy, tmp_path, monkeypatch):
     page = (Path(__file__).parents[2] / "docs" / "finetune.md").read_text(encoding="utf-8")
     code = re.search(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL).group(1)

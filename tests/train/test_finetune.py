@@ -29,6 +29,7 @@ METHODS = {
     "LoRA+": {"lora": {"rank": 4, "rate_ratio": 16}},
     "DoRA": {"lora": {"rank": 4, "use_dora": True}},
     "PiSSA": {"lora": {"rank": 4, "init": "pissa"}},
+    "QPiSSA": {"lora": {"rank": 4, "init": "pissa"}, "load_in_4bit": True},
     "LoftQ": {"lora": {"rank": 4, "init": "loftq"}, "load_in_4bit": True},
     "QLoRA": {"lora": {"rank": 4, "targets": ["q_proj", "v_proj"]}, "load_in_4bit": True},
     "AdaLoRA": {"peft": "adalora", "adalora": {"rank": 4, "target_rank": 2, "warmup_fraction": 0.0, "every": 1}},
@@ -40,7 +41,7 @@ METHODS = {
 # Of each of the two layers: q, k, v, o are 32 x 32; gate and up 64 x 32, down 32 x 64.
 LORA = 2 * 4 * (4 * (32 + 32) + 3 * (32 + 64))
 TRAINED = {
-    **dict.fromkeys(("LoRA", "rsLoRA", "LoRA+", "PiSSA", "LoftQ"), LORA),
+    **dict.fromkeys(("LoRA", "rsLoRA", "LoRA+", "PiSSA", "QPiSSA", "LoftQ"), LORA),
     "DoRA": LORA + 2 * (4 * 32 + 2 * 64 + 32),
     "QLoRA": 2 * 4 * 2 * (32 + 32),
     "AdaLoRA": LORA + 2 * 7 * 4,
@@ -85,7 +86,7 @@ def test_a_recipe_reaches_every_method(toy: Toy, tmp_path: Path, name: str):
             torch.testing.assert_close(merged, beside, rtol=loose, atol=loose)
 
 
-@pytest.mark.parametrize("name", ["prompt", "AdaLoRA"])
+@pytest.mark.parametrize("name", ["prompt", "AdaLoRA", "QPiSSA"])
 def test_a_plan_knows_what_a_method_trains(toy: Toy, tmp_path: Path, name: str):
     assert plan_run(read(toy, tmp_path / "out", METHODS[name])).gradient_bytes == 4 * TRAINED[name]
 
@@ -106,7 +107,7 @@ def test_the_budget_of_ranks_falls_from_a_recipe_and_in_the_trainer(toy: Toy, tm
     assert len(layers) == 4 and sum(int(layer.kept.sum()) for layer in layers) == 8
 
 
-@pytest.mark.parametrize("name", ["AdaLoRA", "prompt"])
+@pytest.mark.parametrize("name", ["AdaLoRA", "prompt", "QPiSSA"])
 def test_a_stopped_run_ends_like_an_unharmed_one(toy: Toy, tmp_path: Path, name: str):
     def stop(run, report):
         if report.step == 3:
@@ -145,7 +146,6 @@ def test_settings_that_make_no_sense_are_refused(toy: Toy, tmp_path: Path):
     refuses({"peft": "adlora"}, "peft is 'adlora'.*Did you mean 'adalora'")
     refuses({"template": "vicuna"}, "template is 'vicuna'; known: chat, alpaca")
     refuses({"lora": None, "load_in_4bit": True}, "weights of 4 bits cannot be trained")
-    refuses({"lora": {"init": "pissa"}, "load_in_4bit": True}, "Use loftq over 4 bits")
     refuses({"max_seq_len": 4096}, "max_seq_len is 4096; this model reads 2 to 512 tokens")
     refuses({**METHODS["prefix"], "max_seq_len": 510}, "reads 2 to 508 tokens beside 4 virtual ones")
     refuses({"data": str(tmp_path / "none.json")}, "none.json does not exist", DataError)

@@ -23,6 +23,7 @@ from modelwright.nn.ia3 import IA3Config
 from modelwright.nn.lora import LoraConfig, lora_layers
 from modelwright.nn.virtual_tokens import PrefixConfig, PromptConfig
 from modelwright.optim.build import AdamWConfig, OptimizerConfig, make_optimizer
+from modelwright.train.adapt import adapt
 from modelwright.train.adapter import load_adapter, save_adapter
 
 IDS = torch.arange(24).view(2, 12) % 64
@@ -225,6 +226,23 @@ def test_pissa_takes_the_principal_part_and_lora_plus_gives_b_its_own_rate():
     assert sorted((g["lr"], len(g["params"])) for g in made.groups()) == [(0.001, 14), (0.016, 14)]
 
 
+def test_a_file_of_pissa_over_four_bits_fits_the_dense_model_but_for_what_rounding_lost(tmp_path):
+    plain, model, dense = small_llama(), small_llama(), small_llama()
+    adapt(model, LoraConfig(ALL, rank=4, init="pissa"), load_in_4bit=True)
+    lost = {n: x.total() - plain.get_submodule(n).weight for n, x in lora_layers(model).items()}
+    shake(model)
+    save_adapter(model, tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["r"] == 8
+    load_adapter(dense, tmp_path)
+    for name, layer in lora_layers(dense).items():
+        assert torch.equal(layer.base.weight, plain.get_submodule(name).weight)
+        torch.testing.assert_close(layer.total() + lost[name], lora_layers(model)[name].total(), rtol=0, atol=1e-5)
+    with torch.no_grad():
+        expected = model(IDS).logits
+        merge_adapters(model)  # the merged model is what was trained, its rounding included
+        torch.testing.assert_close(model(IDS).logits, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("method", "message"),
     [
@@ -244,7 +262,7 @@ def test_what_does_not_fit_is_refused_and_the_model_stays(method, message):
 def test_settings_that_mean_nothing_are_refused():
     for make, message in (
         (lambda: LoraConfig(rank=0), "rank is 0"),
-        (lambda: LoraConfig(init="svd"), "known: kaiming, pissa, loftq"),
+        (lambda: LoraConfig(init="svd"), "known: kaiming, pissa, qpissa, loftq"),
         (lambda: AdaLoraConfig(rank=4, target_rank=8), "target_rank is 8"),
     ):
         with pytest.raises(ConfigError, match=message):

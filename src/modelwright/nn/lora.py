@@ -6,7 +6,7 @@ so that an untrained adapter changes nothing. With rank-stabilised scaling s = a
 learning rate than A: B begins at zero and must travel further. The base may be any linear layer, a low-bit one too;
 merging into a low-bit layer makes it dense, because rounding the sum again would lose the small change.
 
-Kin in their own files: `modelwright.nn.dora`, `modelwright.nn.lora_init` (PiSSA, LoftQ),
+Kin in their own files: `modelwright.nn.dora`, `modelwright.nn.lora_init` (PiSSA, QPiSSA, LoftQ),
 `modelwright.nn.lora_embedding`, `modelwright.nn.adalora`.
 Source: Hu et al. 2021, arXiv:2106.09685, sections 4.1 and 4.2; Kalajdzievski 2023, arXiv:2312.03732 (scaling by the
 square root); Hayou et al. 2024, arXiv:2402.12354 (LoRA+).
@@ -37,7 +37,7 @@ class LoraConfig:
     dropout: float = 0.0  # on the adapter's input
     use_rslora: bool = False  # scale by alpha / sqrt(rank) instead, for large ranks
     use_dora: bool = False  # train the length of each row of the weight apart from its direction
-    init: str = "kaiming"  # of A and B: kaiming, pissa or loftq (`modelwright.nn.lora_init`)
+    init: str = "kaiming"  # of A and B: kaiming, pissa, qpissa or loftq (`modelwright.nn.lora_init`)
     rate_ratio: float = 1.0  # LoRA+: the learning rate of B over that of A; the paper advises 16
 
     def __post_init__(self) -> None:
@@ -61,6 +61,7 @@ class LoraConfig:
 LORA_INITS = {
     "kaiming": "modelwright.nn.lora:init_kaiming",
     "pissa": "modelwright.nn.lora_init:init_pissa",
+    "qpissa": "modelwright.nn.lora_init:init_qpissa",
     "loftq": "modelwright.nn.lora_init:init_loftq",
 }
 
@@ -126,11 +127,18 @@ class LoraLinear(AdapterLayer):
         return with_weight(self.base, self.total())
 
     def undo(self) -> None:
-        """Give the base the weight back that it had before an initialisation took a part out of it."""
+        """Give the base the weight back that it had before an initialisation took a part out of it.
+
+        Over 4 bits the whole weight is rounded then, as it would have been without the adapter, but from its rounded
+        rest: the dense weight is gone.
+        """
         taken = getattr(self, "taken", None)
-        if taken is not None and isinstance(self.base, nn.Linear):
-            with torch.no_grad():
+        with torch.no_grad():
+            if taken is not None and isinstance(self.base, nn.Linear):
                 self.base.weight.copy_(taken)
+            elif self.init_name == "qpissa":
+                first = self.scaling * (self.first_b @ self.first_a)  # type: ignore[operator]
+                self.base.fill(dense_weight(self.base).float() + first)  # type: ignore[operator]
 
 
 @torch.no_grad()

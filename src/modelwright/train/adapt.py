@@ -1,7 +1,7 @@
 """A frozen model and a method of few parameters, put together the same way from a recipe and from `FastModel`.
 
 Layers may be named as they are published (``q_proj``) or by our own names (``q``). Weights are rounded to 4 bits before
-the method is attached, except for LoftQ, which must see what rounding loses and rounds its layers itself.
+the method is attached, except for LoftQ and PiSSA, which must see the dense weight and round their layers themselves.
 
 Source: Dettmers et al. 2023, arXiv:2305.14314 (QLoRA). The methods stand in `modelwright.nn.ADAPTERS`.
 """
@@ -16,7 +16,7 @@ from torch import nn
 from modelwright.models.weights import to_published
 from modelwright.nn.adapters import AdapterMethod, attach_adapter, merge_adapters
 from modelwright.nn.linear import linears, replace_module
-from modelwright.nn.lora import with_weight
+from modelwright.nn.lora import LoraConfig, with_weight
 from modelwright.nn.nf4 import NF4Linear, to_nf4
 from modelwright.train.adalora import with_budget
 from modelwright.train.objective import CausalLanguageModeling, Objective
@@ -32,13 +32,20 @@ def adapt(model: nn.Module, method: AdapterMethod, *, load_in_4bit: bool = False
     Raises:
         ConfigError: The settings do not fit the model.
     """
-    rounds_itself = getattr(method, "init", None) == "loftq"
+    if load_in_4bit and isinstance(method, LoraConfig) and method.init == "pissa":
+        method = dataclasses.replace(method, init="qpissa")
+    rounds_itself = needs_dense(method)
     if load_in_4bit and not rounds_itself:
         to_nf4(model)
     names = attach_adapter(model, with_own_names(model, method))
     if load_in_4bit and rounds_itself:
         to_nf4(model)  # the layers without an adapter
     return names
+
+
+def needs_dense(method: AdapterMethod) -> bool:
+    """Tell whether a method begins from what rounding loses, and so must see the weights before it."""
+    return isinstance(method, LoraConfig) and method.init in ("pissa", "qpissa", "loftq")
 
 
 def merge_dense(model: nn.Module) -> None:

@@ -48,6 +48,9 @@ from modelwright.nn.lora_init import init_pissa
 from modelwright.nn.virtual_tokens import Prefix
 from modelwright.train import PEFT_FORMATS
 
+# First values that were taken out of the base: what is saved says how far the adapter has come from them.
+_TAKEN = ("pissa", "qpissa")
+
 
 def save_adapter(model: nn.Module, folder: str | Path, *, base_model: str | None = None) -> None:
     """Write the model's adapters into ``folder``; other files there stay.
@@ -94,7 +97,7 @@ def _tensors(layer: Any) -> dict[str, Tensor]:
     a, b = layer.lora_a.detach(), layer.lora_b.detach()
     if isinstance(layer, LoraEmbedding):
         return {"lora_embedding_A": a, "lora_embedding_B": b}
-    if layer.init_name == "pissa":
+    if layer.init_name in _TAKEN:
         a, b = torch.cat((a, layer.first_a)), torch.cat((b, -layer.first_b), dim=1)
     extra = {"lora_magnitude_vector": layer.magnitude.detach()} if isinstance(layer, DoraLinear) else {}
     return {"lora_A.weight": a, "lora_B.weight": b, **extra}
@@ -102,7 +105,7 @@ def _tensors(layer: Any) -> dict[str, Tensor]:
 
 def _sizes(layer: Any) -> tuple[int, float]:
     """Return rank and alpha as they are written."""
-    if getattr(layer, "init_name", "") != "pissa":
+    if getattr(layer, "init_name", "") not in _TAKEN:
         return layer.rank, layer.alpha
     return 2 * layer.rank, layer.alpha * (math.sqrt(2) if layer.use_rslora else 2)  # the scale stays
 

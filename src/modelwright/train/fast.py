@@ -30,13 +30,13 @@ from modelwright.data.pack import Rows
 from modelwright.models.hub import fetch
 from modelwright.models.scoring import context_len
 from modelwright.models.weights import load_model, save_model
-from modelwright.nn.adapters import AdapterMethod
+from modelwright.nn.adapters import AdapterMethod, has_adapters
 from modelwright.nn.lora import LoraConfig
 from modelwright.nn.nf4 import to_nf4
 from modelwright.optim.build import AdamWConfig, OptimizerConfig
 from modelwright.optim.schedule import ScheduleConfig
 from modelwright.tokenizer.formats import load_tokenizer
-from modelwright.train.adapt import adapt, merge_dense, objective_for
+from modelwright.train.adapt import adapt, merge_dense, needs_dense, objective_for
 from modelwright.train.adapter import load_adapter, save_adapter
 from modelwright.train.chats import chat_examples, check_template, pack_chats, read_chats, with_template
 from modelwright.train.loop import LoopConfig, Run, train
@@ -48,6 +48,7 @@ class FastModel:
 
     def __init__(self, model: nn.Module, tokenizer: Any, max_seq_len: int, source: Path):
         self.model, self.tokenizer, self.max_seq_len, self.source = model, tokenizer, max_seq_len, source
+        self._dense_dtype: torch.dtype | None = None  # of the weights in source that stand in 4 bits here
 
     @classmethod
     def from_pretrained(
@@ -70,7 +71,8 @@ class FastModel:
         """
         source = fetch(name)
         is_fast = has_fast_bf16(pick_device())
-        model = load_model(source, dtype=dtype or (torch.bfloat16 if is_fast else torch.float32))
+        dtype = dtype or (torch.bfloat16 if is_fast else torch.float32)
+        model = load_model(source, dtype=dtype)
         longest = context_len(model)
         if max_seq_len is not None and not 2 <= max_seq_len <= longest:
             raise ConfigError(
@@ -79,7 +81,9 @@ class FastModel:
             )
         if load_in_4bit:
             to_nf4(model)
-        return cls(model, load_tokenizer(source), max_seq_len or min(longest, 2048), source)
+        made = cls(model, load_tokenizer(source), max_seq_len or min(longest, 2048), source)
+        made._dense_dtype = dtype if load_in_4bit else None
+        return made
 
     def with_lora(
         self, r: int = 16, target_modules: Sequence[str] | None = None, lora_alpha: float = 16.0, **options: Any
@@ -104,8 +108,15 @@ class FastModel:
         return self.with_adapter(LoraConfig(targets, r, lora_alpha, **options))
 
     def with_adapter(self, method: AdapterMethod) -> "FastModel":
-        """Freeze the model and add the trained parts of any method of `modelwright.nn.ADAPTERS`."""
-        adapt(self.model, method)
+        """Freeze the model and add the trained parts of any method of `modelwright.nn.ADAPTERS`.
+
+        PiSSA and LoftQ over 4 bits begin from the dense weights: these are read again, and rounded beside the adapter.
+        """
+        if self._dense_dtype is not None and needs_dense(method) and not has_adapters(self.model):
+            self.model = load_model(self.source, dtype=self._dense_dtype)
+            adapt(self.model, method, load_in_4bit=True)
+        else:
+            adapt(self.model, method)
         return self
 
     def load_adapter(self, folder: str | Path) -> "FastModel":
