@@ -9,10 +9,10 @@ Shakespeare (both from ``MODELWRIGHT_DATA``). Score: bits per byte of plays that
 Controls: the model as it is (*frozen*), and training of all weights (*full*).
 
 Each method's rate is the best of a ladder on a part of the plays that is used for nothing else, with one seed and a
-third of the steps; then every seed at that rate is scored on a third part, each in a process of its own. Memory: bytes
-of weights, gradients and optimizer state by count, and the largest resident size of the process above what it had after
-its imports. Time is the processor's, on one thread, so that other work on the machine does not count. All methods have
-the same batches, so many updates, AdamW, float32.
+third of the steps; a ladder whose best is its end goes on there; then every seed at that rate is scored on a third
+part, each in a process of its own. Memory: bytes of weights, gradients and optimizer state by count, and the largest
+resident size of the process above what it had after its imports. Time is the processor's, on one thread, so that other
+work on the machine does not count. All methods have the same batches, so many updates, AdamW, float32.
 """
 
 import argparse
@@ -67,6 +67,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "prompt": {"method": PromptConfig(num_tokens=16)},
 }
 RATES = (3e-3, 1e-2, 3e-2)
+LOWEST, HIGHEST = 1e-4, 1.0
 ROW_LEN, BATCH, STEPS = 256, 8, 120
 TINY = {"rows": 24, "steps": 3}
 
@@ -196,7 +197,13 @@ def find_rate(name: str, num_steps: int, tiny: bool) -> dict[str, Any]:
     """Return the rate of the ladder that scores best on the part for it, and all scores."""
     if name == "frozen":
         return {"best": 0.0, "scores": {}}
-    scores = {rate: learn(name, rate, 0, num_steps, "tune", tiny)["bits_per_byte"] for rate in RATES}
+    scores: dict[float, float] = {}
+    wanted = list(RATES)
+    while wanted:
+        scores |= {rate: float(learn(name, rate, 0, num_steps, "tune", tiny)["bits_per_byte"]) for rate in wanted}
+        best, ends = min(scores, key=lambda rate: scores[rate]), (min(scores), max(scores))
+        wanted = [float(f"{end * factor:.1g}") for end, factor in zip(ends, (0.3, 10 / 3), strict=True) if best == end]
+        wanted = [rate for rate in wanted if LOWEST <= rate <= HIGHEST]
     print(f"  {name}: {scores}", flush=True)
     return {"best": min(scores, key=lambda rate: scores[rate]), "scores": scores}
 
