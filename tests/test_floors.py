@@ -38,7 +38,8 @@ WIDE_DATACLASSES = {"SamplingParams": "the settings of the OpenAI and vLLM inter
 # Typer declares a verb's options as the parameters of its function.
 WIDE_ROOMS = {"cli"}
 WIDE_FILES = {
-    "nn/kernels/flash_triton.py": "a Triton kernel takes pointers, sizes and compile-time constants one by one"
+    name: "a Triton kernel takes pointers, sizes and compile-time constants one by one"
+    for name in ("nn/kernels/flash_triton.py", "nn/kernels/paged_triton.py")
 }
 
 FILES = sorted(ROOT.rglob("*.py"))
