@@ -18,6 +18,7 @@ from modelwright.engine.stream import AsyncEngine
 from modelwright.models.llama import Llama
 from modelwright.tokenizer.bpe import Tokenizer
 
+SHORT = SamplingParams(max_tokens=2)
 LONG = SamplingParams(temperature=1.0, max_tokens=200, seed=1, ignore_eos=True)
 
 
@@ -153,6 +154,35 @@ def test_a_full_house_turns_away(model_bf16: Llama):
 
         outcomes = asyncio.run(main())
         assert outcomes.count("done") >= 2 and outcomes.count("full") >= 1
+
+
+@pytest.mark.parametrize(("engines_own", "callers", "most"), [(3, None, 3), (8, 3, 3), (3, 8, 3)])
+def test_of_many_that_come_in_one_moment_no_more_wait_than_may(
+    model_bf16: Llama, monkeypatch: pytest.MonkeyPatch, engines_own: int, callers: int | None, most: int
+):
+    with AsyncEngine(model_bf16, config=EngineConfig(max_running=1, max_waiting=engines_own)) as engine:
+        gate, step = threading.Event(), engine.engine.step
+        monkeypatch.setattr(engine.engine, "step", lambda: (gate.wait(60), step())[1])
+        in_one_moment, done, refused = threading.Barrier(24), list[int](), list[int]()
+
+        async def client(number: int) -> None:
+            stream = engine.stream_pieces([1, 2], SHORT, max_waiting=callers)  # checked: nobody waits yet
+            in_one_moment.wait(30)
+            try:
+                async for _ in stream:
+                    pass
+                done.append(number)
+            except CapacityError:
+                refused.append(number)
+                if len(refused) == 24 - most:
+                    gate.set()
+
+        threads = [threading.Thread(target=lambda i=i: asyncio.run(client(i))) for i in range(24)]  # type: ignore[misc]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert len(done) == most and len(refused) == 24 - most
 
 
 def test_an_event_loop_that_closes_early_harms_nobody(engine: AsyncEngine):

@@ -1,6 +1,7 @@
 """The application's edge: health, metrics, headers, other sites' scripts, and the engine going down."""
 
 import concurrent.futures
+import functools
 import os
 import shutil
 import ssl
@@ -117,6 +118,40 @@ def test_a_full_queue_turns_requests_away(start, build_engine, monkeypatch):
             assert all(a.headers["retry-after"] == "1" for a in refused)
             assert all(a.json()["error"]["code"] == "overloaded" for a in refused)
             server.wait_until_idle()
+
+
+def test_a_crowd_in_one_moment_never_waits_in_more_places_than_there_are(start, build_engine, monkeypatch):
+    with build_engine(max_running=1) as engine:
+        config = ServeConfig(max_waiting=3)
+        with start(create_app(config, engine, engine.tokenizer, "tiny", None, None), engine) as server:
+            gate, step = threading.Event(), engine.engine.step
+            monkeypatch.setattr(engine.engine, "step", lambda: (gate.wait(60), step())[1])
+            body = {"model": "tiny", "prompt": "The heap", "max_tokens": 3, "ignore_eos": True}
+            ask = functools.partial(httpx2.post, server.url + "/v1/completions", timeout=60)
+            with concurrent.futures.ThreadPoolExecutor(30) as pool:
+                crowd = [pool.submit(ask, json={**body, "stream": i % 2 == 0}) for i in range(30)]
+                try:
+                    while sum(one.done() for one in crowd) < 27:
+                        assert engine.stats().waiting <= config.max_waiting
+                        time.sleep(0.005)
+                finally:
+                    gate.set()
+            assert sorted(one.result().status_code for one in crowd) == [200] * 3 + [503] * 27
+            server.wait_until_idle()
+
+
+def test_a_request_for_more_than_may_ever_wait_is_the_clients_mistake(start, build_engine):
+    with build_engine() as engine:
+        config = ServeConfig(max_waiting=8)
+        with start(create_app(config, engine, engine.tokenizer, "tiny", None, None), engine) as server:
+            body = {"model": "tiny", "prompt": "The heap", "max_tokens": 2}
+            for more in ({"n": 9}, {"prompt": ["a"] * 3, "n": 3}, {"best_of": 9}):
+                refused = httpx2.post(server.url + "/v1/completions", json={**body, **more}, timeout=60)
+                assert refused.status_code == 400, refused.text
+                assert refused.json()["error"]["code"] == "too_many_completions"
+            for more in ({"n": 8}, {"prompt": ["a"] * 4, "n": 2}):
+                answer = httpx2.post(server.url + "/v1/completions", json={**body, **more}, timeout=60)
+                assert len(answer.json()["choices"]) == 8
 
 
 def test_what_contradicts_itself_is_refused_before_anything_starts(build_engine, tmp_path, index):

@@ -11,6 +11,7 @@ import httpx2
 import openai
 import pytest
 
+from modelwright.serve import batches_api
 from modelwright.serve.app import ServeConfig, create_app
 from modelwright.serve.batches_api import MAX_ERRORS
 from modelwright.serve.keys import add_key
@@ -63,7 +64,8 @@ def test_files_come_back_as_they_were(server):
         client.files.content(sent.id)
 
 
-def test_lines_that_find_no_room_are_sent_again(start, build_engine):
+def test_lines_that_find_no_room_are_sent_again(start, build_engine, monkeypatch):
+    monkeypatch.setattr(batches_api, "AGAIN_SECONDS", (0.01, 0.02))
     with build_engine(max_running=1) as engine:
         app = create_app(ServeConfig(max_waiting=1), engine, engine.tokenizer, "tiny", None, None)
         with start(app, engine) as server:
@@ -203,6 +205,34 @@ def test_uploads_have_a_limit_and_keys_do_not_see_each_other(build_engine, start
             m for m in server.app.user_middleware[1].kwargs["keys"].meters.values() if m.config.name == "alice"
         )
         assert meter.spent > 0
+
+
+def test_lines_wait_for_their_keys_rates_and_end_with_its_budget(build_engine, start, tmp_path, monkeypatch):
+    file = tmp_path / "keys.yaml"
+    monkeypatch.setattr(batches_api, "TURN_SECONDS", 0.01)
+    rated, poor = add_key(file, "rated", requests_per_minute=4), add_key(file, "poor", token_budget=20)
+    with build_engine() as engine:
+        config = ServeConfig(api_key_file=file, state_dir=tmp_path / "state")
+        app = create_app(config, engine, engine.tokenizer, "tiny", None, None)
+        keys = app.user_middleware[1].kwargs["keys"]
+        with start(app, engine) as server:
+            asker, spender = (openai.OpenAI(base_url=f"{server.url}/v1", api_key=s) for s in (rated, poor))
+            batch = submit(asker, lines(6))  # sending the file and the batch took two of the four
+            deadline = time.monotonic() + 30
+            while asker.batches.retrieve(batch.id).request_counts.completed < 2:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            time.sleep(0.2)
+            assert asker.batches.retrieve(batch.id).request_counts.completed == 2
+            keys.find(rated)._requests.take(-4)  # a minute later
+            assert wait(asker, batch).request_counts.completed == 6
+            batch = wait(spender, submit(spender, lines(12)))
+            assert 0 < batch.request_counts.completed < 12
+            refused = content(spender, batch.error_file_id)
+            assert {row["response"]["status_code"] for row in refused} == {429}
+            assert {row["response"]["body"]["error"]["code"] for row in refused} == {"insufficient_quota"}
+            spent = json.loads((tmp_path / "keys.yaml.usage.json").read_text())["poor"]
+            assert spent == keys.find(poor).spent >= 20
 
 
 PROGRAM = """

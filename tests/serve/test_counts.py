@@ -82,6 +82,26 @@ def test_a_key_pays_for_a_prompt_once(start: Any, build_engine: Any, tmp_path: P
     assert read_json(tmp_path / "keys.yaml.usage.json") == {"alice": done.usage.total_tokens}
 
 
+def test_a_key_pays_for_what_it_leaves_unread(start: Any, build_engine: Any, tmp_path: Path):
+    key = add_key(tmp_path / "keys.yaml", "alice", token_budget=10**6)
+    with build_engine() as engine:
+        app = create_app(ServeConfig(api_key_file=tmp_path / "keys.yaml"), engine, engine.tokenizer, "tiny", None, None)
+        with start(app, engine) as running:
+            client = openai.OpenAI(base_url=f"{running.url}/v1", api_key=key, max_retries=0)
+            stream = client.completions.create(
+                model="tiny", prompt="heap", max_tokens=200, stream=True, extra_body={"ignore_eos": True}
+            )
+            for _, _chunk in zip(range(8), stream, strict=False):
+                pass
+            stream.close()
+            running.wait_until_idle()
+            meter = app.user_middleware[1].kwargs["keys"].find(key)
+            deadline = time.monotonic() + 10
+            while meter.spent < 8:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+
+
 def test_an_answer_that_is_left_is_counted_as_cut_off(fresh: Any):
     stream = fresh.client().completions.create(
         model="tiny", prompt="heap", max_tokens=200, stream=True, extra_body={"ignore_eos": True}

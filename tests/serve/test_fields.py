@@ -2,24 +2,88 @@
 
 import inspect
 
+import httpx2
 import pytest
+from anthropic.resources.messages import Messages
 from hypothesis import given
 from hypothesis import strategies as st
 from openai.resources.chat.completions import Completions as ChatCompletions
 from openai.resources.completions import Completions
+from openai.resources.embeddings import Embeddings
+from openai.resources.responses import Responses
 
 from modelwright.base.errors import RequestError
-from modelwright.serve import conversation, fields, tools
+from modelwright.serve import conversation, fields, schema, tools
 
 TOOLS = {"tools", "tool_choice", "parallel_tool_calls"}
-NOT_FIELDS = {"self", "extra_headers", "extra_query", "extra_body", "timeout"}
+NOT_FIELDS = {"self", "timeout"}
+# Each route, and the method of the official client that asks it.
+METHODS = {
+    "/v1/chat/completions": ChatCompletions.create,
+    "/v1/completions": Completions.create,
+    "/v1/responses": Responses.create,
+    "/v1/embeddings": Embeddings.create,
+    "/v1/messages": Messages.create,
+    "/v1/messages/count_tokens": Messages.count_tokens,
+}
+USUAL = {
+    "/v1/completions": {"prompt": "The heap", "max_tokens": 2},
+    "/v1/responses": {"input": "The heap", "max_output_tokens": 2},
+    "/v1/embeddings": {"input": "The heap"},
+    "/v1/messages": {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2},
+    "/v1/messages/count_tokens": {"messages": [{"role": "user", "content": "Hi"}]},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2},
+}
 
 
-@pytest.mark.parametrize("method, implemented", [(ChatCompletions, fields.CHAT), (Completions, fields.COMPLETIONS)])
-def test_no_field_of_the_official_client_is_unheard_of(method, implemented):
-    sent = set(inspect.signature(method.create).parameters) - NOT_FIELDS
-    assert len(sent) > 15
-    assert sent <= implemented | set(fields.HARMLESS) | set(fields.NEUTRAL)
+def fields_of(method):
+    """Return the names of a client's method that go into the body of its request."""
+    return {name for name in inspect.signature(method).parameters if not name.startswith("extra_")} - NOT_FIELDS
+
+
+def refusal(server, path, body):
+    answer = httpx2.post(server.url + path, json={"model": "tiny", **USUAL[path], **body}, timeout=60)
+    error = answer.json().get("error") or {}
+    return answer.status_code, error.get("param"), error.get("message", "")
+
+
+@pytest.mark.parametrize("path", METHODS)
+def test_each_field_of_the_official_client_has_one_decision(path):
+    sent = fields_of(METHODS[path])
+    assert len(sent) >= 5 and {"model"} < sent
+    implemented, harmless, neutral, _ = schema.BODIES[path]
+    assert sent <= implemented | set(harmless) | set(neutral), "a field that nobody has thought of"
+    assert not set(harmless) & set(neutral)
+
+
+@pytest.mark.service
+@pytest.mark.parametrize("path", sorted(set(METHODS) - {"/v1/embeddings"}))
+def test_each_decision_is_kept_over_http(server, path):
+    implemented, harmless, neutral, _ = schema.BODIES[path]
+    for name, kind in harmless.items():
+        if name not in implemented:
+            right = {str: "x", dict: {"a": "b"}, bool: True}[kind]
+            assert refusal(server, path, {name: right})[0] == 200, name
+            status, param, told = refusal(server, path, {name: 3.5})
+            assert status == 400 and name in (param or told), name
+    for name, values in neutral.items():
+        if name not in implemented:
+            for value in (None, *values):
+                assert refusal(server, path, {name: value})[0] == 200, (name, value)
+            status, param, told = refusal(server, path, {name: "something else"})
+            assert status == 400 and name in (param or told), name
+    status, param, told = refusal(server, path, {"temprature": 0})
+    assert status == 400 and "temprature" in (param or told)
+
+
+@pytest.mark.service
+@pytest.mark.parametrize("path", sorted(set(METHODS) - {"/v1/embeddings", "/v1/messages/count_tokens"}))
+def test_an_implemented_field_is_read(server, path):
+    """What no reader looks at would pass with any value."""
+    free = {"metadata", "input", "prompt", "user"}  # anything is a text, or a note
+    for name in sorted(schema.BODIES[path][0] - free):
+        status, _, told = refusal(server, path, {name: [{"colour": 3.5}]})
+        assert status in (400, 404) and told, name
 
 
 def test_the_classes_of_fields_do_not_overlap():

@@ -66,6 +66,24 @@ def test_tokens_may_be_overdrawn_once_and_are_waited_for():
     one.enter()
 
 
+def test_what_was_refused_is_given_back_and_a_flood_of_it_ends():
+    clock = Clock()
+    one = meter(clock, requests_per_minute=3)
+    for _ in range(3):
+        one.enter()
+        one.leave()
+        one.give_back()
+    with pytest.raises(LimitError, match="3 refused requests a minute. Wait 20.0 seconds"):
+        one.enter()
+    assert one.num_running == 0
+    clock.now = 20.0
+    for _ in range(2):  # what was given back is there; one refusal more may come
+        one.enter()
+    one.give_back()
+    with pytest.raises(LimitError, match="refused"):
+        one.enter()
+
+
 def test_concurrency_and_budget():
     one = meter(Clock(), max_concurrent=2, token_budget=10)
     one.enter()
@@ -145,6 +163,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, page: Path, request: Any) 
         "bob": add_key(file, "bob", requests_per_minute=2),
         "cat": add_key(file, "cat", max_concurrent=1, token_budget=10_000),
         "dan": add_key(file, "dan", requests_per_minute=10),
+        "eve": add_key(file, "eve", requests_per_minute=3),
         "ops": add_key(file, "ops", scopes=["metrics"]),
     }
     with make_engine() as engine:
@@ -199,6 +218,18 @@ def test_rates_are_429_with_a_time_to_come_back(guarded):
         bob.completions.create(model="tiny", prompt="A", max_tokens=1)
     assert 1 <= int(caught.value.response.headers["retry-after"]) <= 30
     assert bob.models.list()  # reading what there is costs nothing
+
+
+def test_a_clients_mistake_does_not_use_up_its_rate(guarded):
+    eve, hello = client(guarded, "eve"), {"model": "tiny", "prompt": "A", "max_tokens": 1}
+    with pytest.raises(openai.BadRequestError):
+        eve.completions.create(**{**hello, "max_tokens": 10_000})
+    with pytest.raises(openai.NotFoundError):
+        eve.completions.create(**{**hello, "model": "none"})
+    for _ in range(3):
+        eve.completions.create(**hello)
+    with pytest.raises(openai.RateLimitError, match="3 requests a minute"):
+        eve.completions.create(**hello)
 
 
 def test_concurrency_is_held_and_freed_and_spending_is_kept(guarded):

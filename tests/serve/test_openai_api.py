@@ -191,11 +191,21 @@ def test_a_field_that_cannot_be_obeyed_is_refused_by_name(server, name):
         ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}, "text only"),
         ({"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}, "an object with id"),
         ({"role": "user", "content": "x", "colour": "red"}, "Unrecognized"),
+        ({"role": "user", "content": [{"type": "text", "text": "x", "colour": 1}]}, "[0].content[0].colour"),
     ],
 )
 def test_a_message_that_cannot_be_read_is_refused(server, message, words):
     response = post(server, "/v1/chat/completions", chat_body(messages=[message]))
     assert response.status_code == 400 and words in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("where", ["response_format", "response_format.json_schema"])
+def test_what_stands_beside_a_schema_is_not_passed_over(server, where):
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": {"type": "boolean"}}}
+    assert post(server, "/v1/chat/completions", chat_body(response_format=wanted)).status_code == 200
+    (wanted if where == "response_format" else wanted["json_schema"])["schemaa"] = {}
+    error = post(server, "/v1/chat/completions", chat_body(response_format=wanted)).json()["error"]
+    assert error["param"] == f"{where}.schemaa" and error["code"] == "unknown_parameter"
 
 
 def test_neutral_and_harmless_fields_pass(server):

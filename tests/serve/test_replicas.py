@@ -183,6 +183,28 @@ def test_a_socket_ends_at_the_front_and_each_of_its_requests_goes_to_a_replica(f
     wait_until_idle(fleet)
 
 
+def test_a_key_is_checked_and_charged_at_the_front(fleet: Any, start: Any, tmp_path: Path):
+    from modelwright.serve.keys import add_key
+    from modelwright.serve.replicas import create_front
+
+    secrets = {name: add_key(tmp_path / "keys.yaml", name, token_budget=60) for name in ("ann", "bob")}
+    front = create_front(fleet.engine, ServeConfig(api_key_file=tmp_path / "keys.yaml"))
+    with start(front, fleet.engine) as guarded:
+        ann, bob = (openai.OpenAI(base_url=f"{guarded.url}/v1", api_key=s, max_retries=0) for s in secrets.values())
+        with pytest.raises(openai.AuthenticationError):
+            ask(guarded.client(), "plain")
+        question = "plain words " * 8
+        cost = ask(ann, question).usage.total_tokens
+        meters = {m.config.name: m for m in front.user_middleware[1].kwargs["keys"].meters.values()}
+        assert meters["ann"].spent == cost and meters["bob"].spent == 0
+        assert ask(ann, question).usage.prompt_tokens_details.cached_tokens > 0
+        assert ask(bob, question).usage.prompt_tokens_details.cached_tokens == 0  # a cache of its own
+        with pytest.raises(openai.RateLimitError, match="budget"):
+            for _ in range(60):
+                "".join(c.choices[0].delta.content or "" for c in ask(ann, question, stream=True) if c.choices)
+        assert meters["ann"].num_running == meters["bob"].num_running == 0
+
+
 def test_the_front_keeps_to_the_time_of_answers_when_a_replica_does_not(
     fleet: Any, start: Any, parse_events: Any, monkeypatch: pytest.MonkeyPatch
 ):

@@ -89,3 +89,24 @@ def test_other_sites_and_strangers_are_kept_out(server, build_engine, start, tmp
             pass
         with connect(address(guarded), additional_headers={"authorization": f"Bearer {secret}"}) as socket:
             assert text_of(ask(socket)) is not None
+
+
+def test_each_message_is_a_request_to_its_keys_limits(build_engine, start, tmp_path):
+    file = tmp_path / "keys.yaml"
+    rated, poor = add_key(file, "rated", requests_per_minute=2, max_concurrent=1), add_key(file, "poor", token_budget=1)
+    config = ServeConfig(api_key_file=file)
+    with (
+        build_engine() as engine,
+        start(create_app(config, engine, engine.tokenizer, "tiny", None, None), engine) as guarded,
+    ):
+        header = {"authorization": f"Bearer {rated}"}
+        with connect(address(guarded), additional_headers=header) as socket:
+            with pytest.raises(InvalidStatus), connect(address(guarded), additional_headers=header):
+                pass  # one open connection is all that the key may have
+            assert ask(socket, temperature="hot")[-1]["error"]["param"] == "temperature"  # given back
+            for _ in range(2):
+                assert "error" not in ask(socket)[-1]
+            assert ask(socket)[-1]["error"]["code"] == "rate_limit_exceeded"
+        with connect(address(guarded), additional_headers={"authorization": f"Bearer {poor}"}) as socket:
+            assert "error" not in ask(socket)[-1]
+            assert ask(socket)[-1]["error"]["code"] == "insufficient_quota"

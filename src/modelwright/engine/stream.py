@@ -120,9 +120,18 @@ class AsyncEngine:
         params: SamplingParams,
         tags: dict[str, str] | None = None,
         pictures: Sequence[Picture] = (),
+        max_waiting: int | None = None,
     ) -> AsyncGenerator[Piece, None]:
-        """Complete a prompt piece by piece, each with its log-probabilities; otherwise as `stream_tokens`."""
-        return self._pieces_async(self._check(prompt_ids, params, tags, pictures))
+        """Complete a prompt piece by piece, each with its log-probabilities; otherwise as `stream_tokens`.
+
+        Args:
+            prompt_ids: As of `stream_tokens`, like the next two.
+            params: How the completion is drawn.
+            tags: What separates its prefix blocks from those of others.
+            pictures: Of the prompt, in the order of their places.
+            max_waiting: A limit of the caller's own, lower than the engine's; None: the engine's.
+        """
+        return self._pieces_async(self._check(prompt_ids, params, tags, pictures), max_waiting)
 
     async def complete_tokens(
         self, prompt_ids: Sequence[int], params: SamplingParams, tags: dict[str, str] | None = None
@@ -182,10 +191,13 @@ class AsyncEngine:
             raise CapacityError(f"The engine takes no requests: {self.error or 'it was stopped'} Start it again.")
         refuse_whole(params)
         request = self.engine.check(prompt_ids, params, tags, pictures)
-        stats = self.stats()
-        if stats.waiting >= self.engine.config.max_waiting:
-            raise CapacityError(f"{stats.waiting} requests are waiting, which is the limit. Try again later.")
+        self._check_room(self.engine.config.max_waiting)
         return request
+
+    def _check_room(self, most: int) -> None:
+        waiting = self.stats().waiting
+        if waiting >= most:
+            raise CapacityError(f"{waiting} requests are waiting, which is the limit. Try again later.")
 
     def read_chat(
         self, messages: Sequence[Message], tools: Sequence[Any] = (), tokenizer: Tokenizer | None = None
@@ -211,10 +223,10 @@ class AsyncEngine:
         finally:
             await pieces.aclose()
 
-    async def _pieces_async(self, request: Request) -> AsyncGenerator[Piece, None]:
+    async def _pieces_async(self, request: Request, max_waiting: int | None = None) -> AsyncGenerator[Piece, None]:
         loop = asyncio.get_running_loop()
         mail: asyncio.Queue[Piece] = asyncio.Queue()
-        self._submit(request, lambda piece: _post(loop, mail, piece))
+        self._submit(request, lambda piece: _post(loop, mail, piece), max_waiting)
         try:
             while True:
                 piece = await mail.get()
@@ -240,11 +252,13 @@ class AsyncEngine:
         finally:
             self._abort(request)
 
-    def _submit(self, request: Request, sink: Sink) -> None:
+    def _submit(self, request: Request, sink: Sink, max_waiting: int | None = None) -> None:
         self.start()
-        with self._wake:
+        with self._wake:  # of many that were checked in the same moment, each is counted before the next one comes
             if not self.is_healthy:
                 raise CapacityError(f"The engine takes no requests: {self.error or 'it was stopped'} Start it again.")
+            most = self.engine.config.max_waiting
+            self._check_room(most if max_waiting is None else min(most, max_waiting))
             self._to_submit.append((request, sink))
             self._wake.notify()
 
@@ -280,14 +294,14 @@ class AsyncEngine:
             incoming, self._to_submit = self._to_submit, []
             aborted, self._to_abort = self._to_abort, []
             is_stopping = self._is_stopping
-        for request, sink in incoming:
-            try:
-                self.engine.submit(request)
-            except CapacityError as error:
-                request.error = error
-                sink(Piece(request.id, Delta(""), error=error))
-            else:
-                self._sinks[request.id] = (request, sink)
+            for request, sink in incoming:  # still under the lock: who counts the waiting must see each of them once
+                try:
+                    self.engine.submit(request)
+                except CapacityError as error:  # preempted ones have come to wait since it was let in
+                    request.error = error
+                    sink(Piece(request.id, Delta(""), error=error))
+                else:
+                    self._sinks[request.id] = (request, sink)
         for request in aborted:
             self.engine.abort(request)
             self._sinks.pop(request.id, None)

@@ -15,9 +15,9 @@ from modelwright.base.errors import RequestError
 from modelwright.base.types import Usage
 from modelwright.serve import anthropic_fields, fields, language, tools
 from modelwright.serve.body import read_json
-from modelwright.serve.errors import anthropic_body, describe
+from modelwright.serve.errors import CLIENT_CLOSED_REQUEST, anthropic_body, describe
 from modelwright.serve.events import ClientGoneError, EventStream, event, while_connected
-from modelwright.serve.openai_api import CLIENT_CLOSED_REQUEST, NO_USAGE, Pieces, timed
+from modelwright.serve.openai_api import NO_USAGE, Pieces, timed
 from modelwright.serve.served import Piece, Served
 from modelwright.serve.tool_calls import CallDelta
 from modelwright.serve.web import FastAPI, JSONResponse, Request, Response

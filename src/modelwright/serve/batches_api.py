@@ -2,7 +2,7 @@
 
 A batch is a JSON file in the state folder and an output that grows a line a request. A server that is killed goes on
 where it stopped: what has its line is not asked again. Requests go through the very handlers that answer over HTTP,
-without the network; they count for the key that made the batch.
+without the network; they count for the key that made the batch, and wait while its rates are used up.
 
 Source: the OpenAI API reference, "Batch". Not done: expiry after the completion window.
 """
@@ -23,7 +23,7 @@ from modelwright.serve import fields
 from modelwright.serve.body import read_json as read_body
 from modelwright.serve.errors import describe
 from modelwright.serve.files_api import FileStore, listed, owner
-from modelwright.serve.keys import KeyRing, current_key
+from modelwright.serve.keys import KeyRing, LimitError, current_key
 from modelwright.serve.web import INSIDE, FastAPI, JSONResponse, Message, Request
 
 LOG = logging.getLogger(__name__)
@@ -32,7 +32,8 @@ IMPLEMENTED = frozenset({"input_file_id", "endpoint", "completion_window", "meta
 ID = re.compile(r"batch_[0-9a-f]{32}")
 MAX_REQUESTS = 50_000
 MAX_ERRORS = 100
-AGAIN_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)  # waits before a line that found no room is sent again
+TURN_SECONDS = 0.5  # between two looks whether a key's rates let a line through
+AGAIN_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)  # waits before a line is sent again, when its replica ended or none had room
 UNFINISHED = ("validating", "in_progress", "finalizing", "cancelling")
 Batch = dict[str, Any]
 
@@ -142,10 +143,12 @@ class BatchRunner:
 
         async def one_after_another() -> None:
             for row in waiting:
-                batch = self.load(name)
-                if batch["status"] == "cancelling":
-                    return
-                status, body = await self._answer(row)
+                try:
+                    if not await self._get_turn(name):
+                        return
+                    status, body = await self._answer(name, row)
+                except LimitError as error:
+                    status, body = describe(error)
                 request_id = secrets.token_hex(12)
                 line = {
                     "id": f"batch_req_{request_id}",
@@ -158,17 +161,44 @@ class BatchRunner:
                 batch = self.load(name)
                 batch["request_counts"]["completed" if status == 200 else "failed"] += 1
                 self.save(batch)
+                if self.keys is not None and self.keys.has_budgets:
+                    self.keys.save_usage()
 
         await asyncio.gather(*(one_after_another() for _ in range(self.num_at_once)))
 
-    async def _answer(self, row: dict[str, Any]) -> tuple[int, Any]:
-        """Answer one line; when the house is full, or a replica ended with it, try again a little later."""
-        for seconds in AGAIN_SECONDS:
+    async def _answer(self, name: str, row: dict[str, Any]) -> tuple[int, Any]:
+        """Answer one line; when the house is full, or a replica ended with it, try again a little later.
+
+        For room it waits as long as it takes, or until the batch is cancelled. A line that six replicas have ended
+        with is told so.
+        """
+        waits, num_lost = iter(AGAIN_SECONDS), 0
+        while True:
             status, body = await call(self.app, row["url"], row["body"])
-            if status != 503 or body["error"]["code"] != "overloaded":
+            code = body["error"]["code"] if status == 503 else None
+            num_lost += code == "replica_lost"
+            is_over = num_lost > len(AGAIN_SECONDS) or self.load(name)["status"] == "cancelling"
+            if is_over or code not in ("overloaded", "replica_lost"):
                 return status, body
-            await asyncio.sleep(seconds)
-        return await call(self.app, row["url"], row["body"])
+            await asyncio.sleep(next(waits, AGAIN_SECONDS[-1]))
+
+    async def _get_turn(self, name: str) -> bool:
+        """Wait until the key's rates let a line through; False: the batch was cancelled.
+
+        Raises:
+            LimitError: The key's budget is spent.
+        """
+        meter = current_key.get()
+        while self.load(name)["status"] != "cancelling":
+            try:
+                if meter is not None:
+                    meter.take_turn()
+                return True
+            except LimitError as error:
+                if error.code == "insufficient_quota":
+                    raise
+            await asyncio.sleep(TURN_SECONDS)
+        return False
 
     def _finish(self, batch: Batch) -> None:
         """Part the answers into the output and the errors, and make files of both."""

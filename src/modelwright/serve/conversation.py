@@ -14,7 +14,7 @@ MESSAGE_NEUTRAL: dict[str, tuple[Any, ...]] = {"refusal": (), "audio": (), "func
 MESSAGE_HARMLESS = frozenset({"name", "citations", "mode", "is_supported", "question"})
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 CALL_FIELDS = frozenset({"id", "type", "function", "index", "name", "arguments"})
-IMAGE_FIELDS = frozenset({"url", "detail"})
+PART_HARMLESS = {"cache_control", "prompt_cache_breakpoint"}  # prompts are cached without being asked
 DETAILS = ("auto", "low", "high")  # this house's models read every picture in one size
 OWN_FIELDS = {"assistant": "tool_calls", "tool": "tool_call_id"}
 
@@ -112,8 +112,15 @@ def _content(content: Any, where: str, can_see: bool) -> tuple[str, tuple[tuple[
         if kind != "text" or not isinstance(part.get("text"), str):
             known = "text or, in a message of the user, image_url" if can_see else "text; this model reads text only"
             refuse(f"{where}[{i}]", kind, f"a part of type {known}", "unsupported_parameter")
+        _check_part(part, {"type", "text"}, f"{where}[{i}]")
         text += part["text"]
     return text, tuple(images)
+
+
+def _check_part(part: Mapping[str, Any], known: set[str], where: str) -> None:
+    unknown = next((name for name in part if name not in known | PART_HARMLESS), None)
+    if unknown is not None:
+        raise RequestError(f"Unrecognized field: {where}.{unknown}.", param=where, code="unknown_parameter")
 
 
 def _image(part: Mapping[str, Any], where: str) -> str:
@@ -121,9 +128,8 @@ def _image(part: Mapping[str, Any], where: str) -> str:
     url = image.get("url") if isinstance(image, dict) else None
     if not isinstance(image, dict) or not isinstance(url, str):
         refuse(f"{where}.image_url", image, "an object with a url: data:image/png;base64,... or https://...")
-    unknown = next((n for n in (*(set(part) - {"type", "image_url"}), *(set(image) - IMAGE_FIELDS))), None)
-    if unknown is not None:
-        raise RequestError(f"Unrecognized field: {where}.{unknown}.", param=where, code="unknown_parameter")
+    _check_part(part, {"type", "image_url"}, where)
+    _check_part(image, {"url", "detail"}, where)
     if image.get("detail") not in (None, *DETAILS):
         refuse(f"{where}.image_url.detail", image["detail"], "auto, low or high", "invalid_value")
     return url

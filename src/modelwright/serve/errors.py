@@ -12,6 +12,7 @@ from modelwright.serve.web import FastAPI, HTTPException, JSONResponse, Receive,
 
 LOG = logging.getLogger(__name__)
 RETRY_AFTER_SECONDS = "1"
+CLIENT_CLOSED_REQUEST = 499  # nginx's name for an answer that nobody waits for
 # What OpenAI calls the kind of error, by HTTP status.
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error", 503: "service_unavailable"}
 ANTHROPIC_PATH = "/v1/messages"
@@ -30,6 +31,10 @@ class EngineDownError(ModelwrightError):
     """The engine has stopped; no request can be answered until the server is started again."""
 
 
+class ReplicaLostError(CapacityError):
+    """The process that worked on the request has ended; another one may answer it."""
+
+
 def error_body(message: str, *, status: int, code: str | None = None, param: str | None = None) -> dict[str, Any]:
     """Return the OpenAI error body for a status."""
     kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
@@ -41,7 +46,8 @@ def describe(error: Exception) -> tuple[int, dict[str, Any]]:
     if isinstance(error, RequestError):
         return error.status, error_body(str(error), status=error.status, code=error.code, param=error.param)
     if isinstance(error, CapacityError):
-        return 503, error_body(str(error), status=503, code="overloaded")
+        found = "replica_lost" if isinstance(error, ReplicaLostError) else "overloaded"
+        return 503, error_body(str(error), status=503, code=found)
     if isinstance(error, EngineDownError):
         return 503, error_body(str(error), status=503, code="engine_down")
     if isinstance(error, DataError):

@@ -35,6 +35,7 @@ CHAT = DOCUMENTS | DRAWING | {"top_logprobs", "response_format", "tools", "tool_
 COMPLETIONS = SAMPLING | STREAMING | DRAWING | {"prompt", "echo"}
 MAX_CHAT_LOGPROBS, MAX_TEXT_LOGPROBS = 20, 20
 MAX_BIASES = 4096
+SCHEMA_FIELDS = {"name", "description", "schema", "strict"}
 
 HARMLESS: dict[str, type] = {
     "user": str,
@@ -210,6 +211,11 @@ def sampling(body: Mapping[str, Any], length: int, *, temperature: float = 1.0) 
     )
 
 
+def num_completions(body: Mapping[str, Any]) -> int:
+    """Return how many completions of one prompt are computed together."""
+    return max(_whole_of(body, name, 1) for name in ("n", "best_of", "beam_width"))
+
+
 def _whole_of(body: Mapping[str, Any], name: str, default: int) -> int:
     value = whole(body, name, default)
     return default if value is None else value
@@ -274,10 +280,21 @@ def _response_format(body: Mapping[str, Any]) -> dict[str, Any]:
     if kind != "json_schema":
         refuse("response_format", wanted, 'an object whose type is "text", "json_object" or "json_schema"')
     described = wanted.get("json_schema")
+    _check_described(wanted, described)
     schema = described.get("schema") if isinstance(described, dict) else None
     if not isinstance(schema, dict):
         refuse("response_format.json_schema", described, "an object with name and schema")
     return {"json_schema": schema}
+
+
+def _check_described(wanted: Mapping[str, Any], described: Any) -> None:
+    """Refuse what stands beside a schema and would be passed over; ``strict`` is what every schema is here."""
+    known = {"response_format": {"type", "json_schema"}, "response_format.json_schema": SCHEMA_FIELDS}
+    for (where, names), value in zip(known.items(), (wanted, described), strict=True):
+        unknown = next((name for name in value if name not in names), None) if isinstance(value, dict) else None
+        if unknown is not None:
+            place = f"{where}.{unknown}"
+            raise RequestError(f"Unrecognized field: {place}.", param=place, code="unknown_parameter")
 
 
 def _logprobs(body: Mapping[str, Any]) -> int | None:

@@ -5,9 +5,9 @@ context variable, so that the engine's cache is kept apart by key and tokens are
 """
 
 from modelwright.base.errors import RequestError
-from modelwright.serve.errors import error_response, refuse_socket
+from modelwright.serve.errors import CLIENT_CLOSED_REQUEST, error_response, refuse_socket
 from modelwright.serve.keys import KeyMeter, KeyRing, current_key
-from modelwright.serve.web import INSIDE, ASGIApp, Receive, Scope, Send
+from modelwright.serve.web import INSIDE, ASGIApp, Message, Receive, Scope, Send
 
 OPEN = frozenset({"/health/live", "/health/ready"})
 SCOPE_OF = {
@@ -37,24 +37,35 @@ class Gate:
         ):
             await self.app(scope, receive, send)
             return
-        is_counted = scope["type"] == "websocket" or scope.get("method") == "POST"
+        is_socket = scope["type"] == "websocket"
+        is_counted = is_socket or scope.get("method") == "POST"
+        status = 0
+
+        async def send_on(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
         try:
             meter = self._check(scope, path)
             if is_counted:
-                meter.enter()
+                # Over a socket each message is a request, and has its turn where it is read.
+                (meter.take_place if is_socket else meter.enter)()
         except RequestError as error:
-            if scope["type"] == "websocket":
+            if is_socket:
                 await refuse_socket(receive, send)
             else:
                 await error_response(error, path)(scope, receive, send)
             return
         token = current_key.set(meter)
         try:
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, send_on)
         finally:
             current_key.reset(token)
             if is_counted:
                 meter.leave()
+                if 400 <= status < CLIENT_CLOSED_REQUEST:  # for that one work was done
+                    meter.give_back()
                 if self.keys.has_budgets:
                     self.keys.save_usage()
 

@@ -6,6 +6,8 @@ or, as Anthropic's clients do, in ``x-api-key``.
 
 Rates are token buckets: a minute's worth may be spent at once and refills steadily. Tokens are counted when an answer
 ends, since nobody knows before how long it will be, so the last answer may overdraw; the next one waits for it.
+A request that is refused for a fault of its own (HTTP 4xx) is given back and counted among the refused ones, of which
+a minute lets as many pass: a faulty program does not use up what the others of its key may ask, and does not flood.
 Budgets are for the life of the file and are kept beside it in ``FILE.usage.json``.
 """
 
@@ -95,6 +97,7 @@ class KeyMeter:
         self.spent = spent  # tokens, ever
         self.num_running = 0
         self._requests = Bucket(config.requests_per_minute, clock) if config.requests_per_minute else None
+        self._refused = Bucket(config.requests_per_minute, clock) if config.requests_per_minute else None
         self._tokens = Bucket(config.tokens_per_minute, clock) if config.tokens_per_minute else None
 
     def enter(self) -> None:
@@ -103,14 +106,37 @@ class KeyMeter:
         Raises:
             LimitError: The key is at one of its limits.
         """
+        self.take_place()
+        try:
+            self.take_turn()
+        except LimitError:
+            self.leave()
+            raise
+
+    def take_place(self) -> None:
+        """Begin what lasts: a request, or a connection over which requests come one after the other.
+
+        Raises:
+            LimitError: As many are open as the key may have.
+        """
+        c = self.config
+        if c.max_concurrent is not None and self.num_running >= c.max_concurrent:
+            message = f"The key {c.name!r} has {self.num_running} requests running, the most it may. Wait for one."
+            raise LimitError(message, code="rate_limit_exceeded", retry_after=1)
+        self.num_running += 1
+
+    def take_turn(self) -> None:
+        """Count one request: over HTTP, in a message of a WebSocket, or on a line of a batch.
+
+        Raises:
+            LimitError: The budget is spent, or the rates are used up for now.
+        """
         c = self.config
         if c.token_budget is not None and self.spent >= c.token_budget:
             message = f"The key {c.name!r} has spent its budget of {c.token_budget} tokens. Ask for a larger one."
             raise LimitError(message, code="insufficient_quota", retry_after=3600)
-        if c.max_concurrent is not None and self.num_running >= c.max_concurrent:
-            message = f"The key {c.name!r} has {self.num_running} requests running, the most it may. Wait for one."
-            raise LimitError(message, code="rate_limit_exceeded", retry_after=1)
-        for bucket, what in ((self._requests, "requests"), (self._tokens, "tokens")):
+        buckets = ((self._requests, "requests"), (self._tokens, "tokens"), (self._refused, "refused requests"))
+        for bucket, what in buckets:
             seconds = bucket.wait_seconds(1) if bucket is not None else 0.0
             if bucket is not None and seconds > 0:
                 message = (
@@ -119,10 +145,15 @@ class KeyMeter:
                 raise LimitError(message, code="rate_limit_exceeded", retry_after=seconds)
         if self._requests is not None:
             self._requests.take(1)
-        self.num_running += 1
+
+    def give_back(self) -> None:
+        """Count a request that had its turn among the refused ones instead."""
+        if self._requests is not None and self._refused is not None:
+            self._requests.take(-1)
+            self._refused.take(1)
 
     def leave(self) -> None:
-        """End one request."""
+        """End what `take_place` began."""
         self.num_running -= 1
 
     def spend(self, num_tokens: int) -> None:

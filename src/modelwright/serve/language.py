@@ -132,7 +132,8 @@ async def _observed(
     drawn, reason = list[int](), "abort"
     name, images = tags.get("adapter", served.model_name), asked.pictures
     span = telemetry.begin(asked.operation, name, params) if telemetry is not None else contextlib.nullcontext()
-    stream = served.engine.stream_pieces(prompt_ids, params, tags, images)  # what is refused is in no trace
+    most = served.config.max_waiting
+    stream = served.engine.stream_pieces(prompt_ids, params, tags, images, most)  # what is refused is in no trace
     try:
         with span as seen:
             async with contextlib.aclosing(stream) as pieces:

@@ -16,6 +16,7 @@ from modelwright.base.errors import RequestError
 from modelwright.base.types import Usage
 from modelwright.serve import documents, fields, language, tools
 from modelwright.serve.body import read_json
+from modelwright.serve.errors import CLIENT_CLOSED_REQUEST
 from modelwright.serve.events import DONE, ClientGoneError, EventStream, event, gather_streams, while_connected
 from modelwright.serve.keys import current_key
 from modelwright.serve.metrics import Timer
@@ -25,13 +26,15 @@ from modelwright.serve.served import Piece, Served, Token
 from modelwright.serve.web import FastAPI, JSONResponse, Request, Response
 
 Pieces = AsyncGenerator[Piece, None]
-CLIENT_CLOSED_REQUEST = 499  # nginx's name for an answer that nobody waits for
 NO_USAGE = Usage(0, 0)
 
 
 async def timed(served: Served, model: str, pieces: Pieces, *, is_first: bool = True) -> Pieces:
-    """Pass pieces on while counting and timing them; a prompt counts with the first of its completions."""
-    timer, key = Timer(served.metrics, model), current_key.get()
+    """Pass pieces on while counting and timing them; a prompt counts with the first of its completions.
+
+    Of an answer that its client leaves, the key pays for the tokens that were written.
+    """
+    timer, key, num_written = Timer(served.metrics, model), current_key.get(), 0
     gauge = served.metrics.running.labels(model)
     gauge.inc()
     served.pulse.start()
@@ -40,6 +43,7 @@ async def timed(served: Served, model: str, pieces: Pieces, *, is_first: bool = 
             async for piece in pieces:
                 timer.lap()
                 served.pulse.beat()
+                num_written += len(piece.token_ids)
                 yield piece
                 if piece.usage is not None:
                     usage = piece.usage if is_first else Usage(0, piece.usage.completion_tokens)
@@ -49,6 +53,8 @@ async def timed(served: Served, model: str, pieces: Pieces, *, is_first: bool = 
                     timer.finish()
     except (asyncio.CancelledError, GeneratorExit):
         served.metrics.cut_off.inc()
+        if key is not None:
+            key.spend(num_written)
         raise
     finally:
         gauge.dec()
@@ -214,7 +220,7 @@ class OpenAIRoutes:
         is_quoted = name == served.documents_name
         fields.check_names(body, fields.DOCUMENTS if is_quoted else fields.CHAT)
         how = fields.streaming(body)
-        served.admit()
+        served.admit(1 if is_quoted else fields.num_completions(body))
         if is_quoted:
             made = [await documents.answer_pieces(served, body)]
         else:
@@ -233,8 +239,8 @@ class OpenAIRoutes:
             raise RequestError(message, param="model", code="unsupported_model")
         fields.check_names(body, fields.COMPLETIONS)
         how = fields.streaming(body)
-        served.admit()
         prompts = fields.prompts(body, served.config.max_prompts)
+        served.admit(len(prompts) * fields.num_completions(body))
         made = [await language.completion_pieces(served, prompt, body) for prompt in prompts]
         streams = [timed(served, name, one, is_first=i == 0) for choices in made for i, one in enumerate(choices)]
         num_top = fields.whole(body, "logprobs", None)

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from modelwright.base.errors import MissingExtraError
-from modelwright.serve.keys import KeyConfig, KeyMeter, current_key
+from modelwright.serve.keys import KeyConfig, KeyMeter, current_key, digest_of
 from modelwright.serve.placement import SLACK, placed
 from modelwright.serve.web import INSIDE, FastAPI, Message
 
@@ -79,7 +79,7 @@ class Replica:
             is_pinned: The router may choose no other replica than the first in rank.
         """
         await self._start()
-        meter = KeyMeter(KeyConfig(tenant, "")) if tenant is not None else None
+        meter = KeyMeter(KeyConfig(tenant, digest_of(tenant))) if tenant is not None else None  # the key is not here
         gone, mail = asyncio.Event(), asyncio.Queue[Message | None]()
         unread = [body]
 

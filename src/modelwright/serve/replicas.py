@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from modelwright.base.errors import CapacityError, ConfigError, MissingExtraError, ModelwrightError
+from modelwright.base.errors import ConfigError, MissingExtraError, ModelwrightError
 from modelwright.base.logs import get_logger
 from modelwright.serve.app import SECURITY_HEADERS, hang_doors
 from modelwright.serve.batches_api import inner_scope
@@ -24,6 +24,8 @@ from modelwright.serve.body import read_body
 from modelwright.serve.deadline import DUE, seconds_left, too_late
 from modelwright.serve.errors import (
     ANTHROPIC_PATH,
+    CLIENT_CLOSED_REQUEST,
+    ReplicaLostError,
     anthropic_body,
     describe,
     error_body,
@@ -190,16 +192,22 @@ class Relayed(Response):
 
     async def _pass_on(self, send: Send, path: str) -> None:
         await send(self.first)
+        last: Message | None = None
         try:
             async for message in self.messages:
                 if message["type"] == SPENT:
                     if self.meter is not None:
                         self.meter.spend(message["tokens"])
-                    return
-                await send(message)
+                elif message.get("more_body"):
+                    await send(message)
+                else:
+                    last = message  # held back until the cost is known: behind it the server counts its client as gone
         except LOST as error:
             log.warning("a replica was lost in the middle of an answer: %s", error)
-            await self._end(_lost(), send, path)
+            if last is None:
+                await self._end(_lost(), send, path)
+        if last is not None:
+            await send(last)
 
     async def _end(self, error: ModelwrightError, send: Send, path: str) -> None:
         """Tell an error as the last event of a stream; of any other answer only the connection's end can tell."""
@@ -213,8 +221,8 @@ class Relayed(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _lost() -> CapacityError:
-    return CapacityError("The replica that had this request has ended. Another takes its place; send it again.")
+def _lost() -> ReplicaLostError:
+    return ReplicaLostError("The replica that had this request has ended. Another takes its place; send it again.")
 
 
 async def _until_gone(receive: Receive) -> None:
@@ -278,7 +286,7 @@ class Front:
         """Send one chat to a replica and return the events of its answer, or its error as the only one.
 
         Raises:
-            CapacityError: The replica ended before it answered.
+            ReplicaLostError: The replica ended before it answered.
         """
         messages = self._ask(CHAT, inner_scope(CHAT), json.dumps(body).encode())
         try:
@@ -298,7 +306,7 @@ class Front:
             if not first.done():
                 messages.cancel()
                 return (
-                    Response(status_code=499)
+                    Response(status_code=CLIENT_CLOSED_REQUEST)
                     if ended
                     else error_response(too_late(request.scope[DUE][1]), request.url.path)
                 )

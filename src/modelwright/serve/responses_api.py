@@ -20,10 +20,10 @@ from modelwright.base.types import Usage
 from modelwright.serve import fields, language, responses_fields, tools
 from modelwright.serve.anthropic_api import named_event
 from modelwright.serve.body import read_json
-from modelwright.serve.errors import describe
+from modelwright.serve.errors import CLIENT_CLOSED_REQUEST, describe
 from modelwright.serve.events import ClientGoneError, EventStream, while_connected
 from modelwright.serve.keys import current_key
-from modelwright.serve.openai_api import CLIENT_CLOSED_REQUEST, NO_USAGE, Pieces, timed
+from modelwright.serve.openai_api import NO_USAGE, Pieces, timed
 from modelwright.serve.responses_fields import Turn
 from modelwright.serve.served import Piece, Served
 from modelwright.serve.tool_calls import CallDelta

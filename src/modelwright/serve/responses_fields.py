@@ -42,6 +42,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "betas": ([],),
 }
 MAX_ITEMS = 4096
+PART_FIELDS = {"type", "text", "prompt_cache_breakpoint", "annotations", "logprobs"}  # the last two come with answers
+FORMAT_FIELDS = {"type", "name", "description", "schema", "strict"}
 TEXT_PARTS = ("input_text", "output_text", "text")
 ITEM_FIELDS = {
     "message": {"type", "role", "content", "id", "status", "phase"},
@@ -168,6 +170,9 @@ def _content(content: Any, where: str) -> str:
             refuse(f"{where}[{i}].type", kind, f"{' or '.join(TEXT_PARTS)}; no other is read", "unsupported_parameter")
         if not isinstance(part.get("text"), str):
             refuse(f"{where}[{i}].text", part.get("text"), "a text")
+        for name in part:
+            if name not in PART_FIELDS:
+                raise _unknown(f"{where}[{i}].{name}")
     return "".join(part["text"] for part in content)
 
 
@@ -189,6 +194,9 @@ def _form(body: Mapping[str, Any]) -> dict[str, Any]:
     kind = form.get("type") if isinstance(form, dict) else form
     if kind not in ("text", "json_object", "json_schema"):
         refuse("text.format", form, 'an object whose type is "text", "json_object" or "json_schema"')
+    for name in form if isinstance(form, dict) else ():
+        if name not in FORMAT_FIELDS:
+            raise _unknown(f"text.format.{name}")
     if kind != "json_schema":
         return {"response_format": {"type": kind}}
     if not isinstance(form.get("schema"), dict):

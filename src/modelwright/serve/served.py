@@ -235,13 +235,18 @@ class Served:
             self.pulse.see_step(self.engine.stats().num_steps)
         return self.pulse.silence_seconds()
 
-    def admit(self) -> None:
-        """Turn a request away when it cannot be served now.
+    def admit(self, num_completions: int = 1) -> None:
+        """Turn a request away when it cannot be served now; the engine looks again when it is put in the queue.
 
         Raises:
+            RequestError: It asks for more completions than may ever wait.
             EngineDownError: The engine has stopped.
             CapacityError: The queue is full.
         """
+        if num_completions > self.config.max_waiting:
+            most = self.config.max_waiting
+            message = f"{num_completions} completions are asked for; a request may have {most} here. Send several."
+            raise RequestError(message, param="n", code="too_many_completions")
         if self.engine is not None and not self.engine.is_healthy:
             raise EngineDownError(f"The engine has stopped: {self.engine.error or ''} Start the server again.")
         waiting = self.engine.stats().waiting if self.engine is not None else 0

@@ -3,7 +3,7 @@
 For clients that hold one connection open, a page for example. A request has the body of ``/v1/chat/completions``; its
 answer is the chunks of a stream and then ``[DONE]``, an error is ``{"error": ...}`` and leaves the connection open.
 A new message while an answer is being written ends that answer. The doors of HTTP stand here too: keys, host names,
-and no pages of other sites.
+and no pages of other sites; each message is a request to its key's limits, the connection one of those open at a time.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from modelwright.base.errors import RequestError
 from modelwright.serve.body import parse_json
 from modelwright.serve.deadline import in_time
 from modelwright.serve.errors import describe
+from modelwright.serve.keys import LimitError, current_key
 from modelwright.serve.web import FastAPI, WebSocket, WebSocketDisconnect
 
 PATH = "/v1/chat/completions/ws"
@@ -63,7 +64,10 @@ class SocketRoutes:
             await _end(answering)
 
     async def _answer(self, socket: WebSocket, text: str) -> None:
+        meter = current_key.get()
         try:
+            if meter is not None:
+                meter.take_turn()
             body = parse_json(text.encode())
             if body.get("stream") is False:
                 message = "stream is false; over a WebSocket every answer streams. Leave it out, or ask over HTTP."
@@ -75,6 +79,8 @@ class SocketRoutes:
         except (WebSocketDisconnect, OSError):
             pass
         except Exception as error:
+            if meter is not None and isinstance(error, RequestError) and not isinstance(error, LimitError):
+                meter.give_back()
             with contextlib.suppress(WebSocketDisconnect, OSError, RuntimeError):
                 await socket.send_text(json.dumps(describe(error)[1]))
 

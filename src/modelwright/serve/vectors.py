@@ -20,6 +20,7 @@ from modelwright.base.errors import RequestError
 from modelwright.base.types import Usage
 from modelwright.serve import fields
 from modelwright.serve.body import read_json
+from modelwright.serve.errors import CLIENT_CLOSED_REQUEST
 from modelwright.serve.events import ClientGoneError, while_connected
 from modelwright.serve.keys import current_key
 from modelwright.serve.web import FastAPI, JSONResponse, Request, Response
@@ -87,7 +88,7 @@ class VectorRoutes:
 
         done = await self._do(request, work)
         if done is None:
-            return Response(status_code=499)
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
         vectors, num_tokens = done
         shown = [_base64(v) if encoding == "base64" else v.tolist() for v in vectors]
         data = [{"object": "embedding", "index": i, "embedding": v} for i, v in enumerate(shown)]
@@ -102,7 +103,7 @@ class VectorRoutes:
             fields.refuse("top_n", most, "at least 1", "invalid_value")
         done = await self._score(request, body, [(query, text) for text in texts])
         if done is None:
-            return Response(status_code=499)
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
         scores, num_tokens = done
         order = sorted(range(len(texts)), key=lambda i: (-scores[i], i))[:most]
         is_told = body.get("return_documents") is None or fields.flag(body, "return_documents")
@@ -122,7 +123,7 @@ class VectorRoutes:
             fields.refuse("text_2", f"{len(second)} texts", f"{len(first)} texts, as text_1, or text_1 one text alone")
         done = await self._score(request, body, list(zip(first, second, strict=True)))
         if done is None:
-            return Response(status_code=499)
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
         scores, num_tokens = done
         data = [{"object": "score", "index": i, "score": score} for i, score in enumerate(scores)]
         return JSONResponse({"object": "list", "data": data, "model": body["model"], "usage": _usage(num_tokens)})
