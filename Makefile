@@ -56,6 +56,7 @@ clients: .venv-clients/.installed  ## an environment of its own with the clients
 
 .venv-clients/.installed: Makefile
 	$(or $(PYTHON),python3) -m venv .venv-clients
+	.venv-clients/bin/pip install -qq --upgrade pip  # the one that comes with Python 3.11 finds no set that fits
 	.venv-clients/bin/pip install -qq langchain-openai llama-index-llms-openai-like litellm mcp 'lm-eval>=0.4.13' transformers aiohttp tenacity
 	@touch $@
 
