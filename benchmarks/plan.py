@@ -4,8 +4,9 @@
 
 Each row plans a recipe in one fresh process and trains it in another: the runner of `mw train`, six steps, on texts of
 random words. What is compared is the largest resident size by the last step (`peak_memory_bytes`) with the plan's
-total, both with interpreter and libraries. Layouts of two processes are launched by torchrun over gloo; the first one
-is measured. The ratio is the plan over the measurement: 1 is right, below 1 promises too much.
+total, both with interpreter and libraries. Processes have the heap that `mw train` gives itself
+(`modelwright.base.heap`). Layouts of two processes are launched by torchrun over gloo; the larger one is measured. The
+ratio is the plan over the measurement: 1 is right, below 1 promises too much.
 """
 
 import argparse
@@ -14,19 +15,24 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import tokenizers
 import torch
 
-from modelwright.base import distributed
+from modelwright.base import distributed, heap
 from modelwright.base.artifact import new_artifact
 from modelwright.base.device import peak_memory_bytes
-from modelwright.base.files import write_jsonl
-from modelwright.base.measured import write_result
+from modelwright.base.files import write_json, write_jsonl
+from modelwright.base.measured import circumstances, write_result
 from modelwright.base.registry import lookup
 from modelwright.cli.recipe import read_training_recipe
+from modelwright.models.bert import ARCHITECTURES, BertConfig
 from modelwright.models.llama import Llama, LlamaConfig
+from modelwright.models.sentence import SentenceEncoder, save_sentence_encoder
 from modelwright.models.weights import save_model
 from modelwright.nn.init import init_weights
 from modelwright.ops.make import make_tokenizer
@@ -40,7 +46,11 @@ SHAPE = ["--shape.hidden_size=512", "--shape.num_layers=8", "--shape.num_heads=8
 PRETRAIN = ["--minutes=none", "--max_seq_len=256", *SHAPE, "--loop.micro_batch_size=8", "--loop.checkpoint.every=none"]
 FINETUNE = ["--minutes=none", "--max_seq_len=512", "--loop.micro_batch_size=4", "--loop.grad_accum_steps=1"]
 FINETUNE += ["--loop.checkpoint.every=none", "--loop.compile=false"]
+ENCODER = ["--max_seq_len=256", "--loop.micro_batch_size=16", "--loop.checkpoint.every=none", "--loop.compile=false"]
 ADAMW = ["--loop.optimizer.name=adamw"]
+BOTTLENECK = ["--peft=bottleneck"]
+SERIES = ["--model.window=120", "--model.hidden_size=512", "--loop.micro_batch_size=256", "--loop.precision=fp32"]
+SERIES += ["--loop.checkpoint.every=none", "--loop.compile=false"]
 UNSHARDED = ["--loop.parallel.shard=1", "--loop.parallel.zero=3"]
 SMALL = "pretrain/small"
 CASES: dict[str, tuple[str, list[str]]] = {
@@ -66,6 +76,11 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "LoRA, fp32": ("finetune/quickstart", [*FINETUNE, "--loop.precision=fp32"]),
     "fine-tuning of all weights, bf16": ("finetune/all_weights", [*FINETUNE, "--loop.precision=bf16"]),
     "QLoRA, NF4": ("finetune/qlora-8b", [*FINETUNE, "--loop.precision=bf16"]),
+    "DoRA, bf16": ("finetune/quickstart", [*FINETUNE, "--loop.precision=bf16", "--lora.use_dora=true"]),
+    "bottleneck adapters, fp32": ("finetune/quickstart", [*FINETUNE, "--loop.precision=fp32", *BOTTLENECK]),
+    "classification of texts, bf16": ("classify/finance", [*ENCODER, "--loop.precision=bf16"]),
+    "masked language model, fp32": ("masked/domain", [*ENCODER, "--loop.precision=fp32"]),
+    "LSTM on a series, fp32": ("forecast/stock", SERIES),
     "2 processes, DDP": ("pretrain/zero2", [*PRETRAIN, *UNSHARDED]),
     "2 processes, FSDP2 (ZeRO 3)": ("pretrain/zero2", [*PRETRAIN, "--loop.parallel.zero=3"]),
     "2 processes, ZeRO 2": ("pretrain/zero2", PRETRAIN),
@@ -84,6 +99,10 @@ def arguments(name: str, work: Path) -> tuple[Path, list[str]]:
     given = [f"--loop.num_steps={NUM_STEPS}", f"--out={work / 'out' / slug}"]
     if recipe.startswith("finetune"):
         given += [f"--data={work / 'pairs'}", f"--base={work / 'base'}"]
+    elif recipe.startswith("forecast"):
+        given += [f"--data={work / 'prices.csv'}", "--column=Close"]
+    elif not recipe.startswith("pretrain"):
+        given += [f"--data={work / ('data' if 'masked' in recipe else 'labelled')}", f"--base={work / 'encoder'}"]
     else:
         given += [f"--data={work / 'data'}", f"--tokenizer={work / 'tokenizer-8000'}", "--loop.compile=false"]
     changes = [change.replace("WORK", str(work)) for change in changes]
@@ -93,11 +112,18 @@ def arguments(name: str, work: Path) -> tuple[Path, list[str]]:
 
 
 def make_world(work: Path) -> None:
-    """Write texts, conversations, two tokenizers and a model to start from."""
+    """Write texts, conversations, labels, prices, tokenizers and two models to start from."""
     random = np.random.default_rng(0)
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
     words = ["".join(random.choice(letters, random.integers(3, 10))) for _ in range(20_000)]
     texts = [" ".join(random.choice(words, 400)) for _ in range(120)]
+    make_encoder(work / "encoder", words)
+    (work / "labelled").mkdir()
+    for part, num in (("train", 120), ("validation", 16)):
+        labelled = [{"text": texts[i], "label": ("negative", "neutral", "positive")[i % 3]} for i in range(num)]
+        write_jsonl(work / "labelled" / f"{part}.jsonl", labelled)
+    prices = 100 + random.normal(size=4000).cumsum()
+    (work / "prices.csv").write_text("Date,Close\n" + "".join(f"{i},{price:.4f}\n" for i, price in enumerate(prices)))
     with new_artifact(work / "data", "dataset") as (folder, _):
         write_jsonl(folder / "train.jsonl", [{"id": str(i), "text": text} for i, text in enumerate(texts)])
         write_jsonl(folder / "validation.jsonl", [{"id": "v", "text": texts[0]}])
@@ -117,6 +143,19 @@ def make_world(work: Path) -> None:
         tokenizer.save(folder)
 
 
+def make_encoder(folder: Path, words: list[str]) -> None:
+    """Write a BERT of 8 layers of 512 with a tokenizer that knows whole words."""
+    tokens = ["[PAD]", "[MASK]", "[UNK]", "[CLS]", "[SEP]", *dict.fromkeys(words)][:8000]
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    backend.add_special_tokens(tokens[:5])
+    backend.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 4), ("[CLS]", 3))
+    folder.mkdir(parents=True)
+    backend.save(str(folder / "tokenizer.json"))
+    shape = BertConfig(len(tokens), 512, 2048, 8, 8)
+    save_sentence_encoder(SentenceEncoder(init_weights(ARCHITECTURES["BertModel"](shape), 0)), folder)
+
+
 TURNS = (("user", 0), ("assistant", 400))
 
 
@@ -133,14 +172,14 @@ def measure(name: str, work: Path) -> None:
 
 def call(command: list[str], name: str, work: Path) -> str:
     """Run this file in a process of its own and return what it printed."""
-    env = os.environ | {"GLOO_SOCKET_IFNAME": "lo"}
+    env = heap.joining_environment(os.environ) | {"GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run([*command, "--case", name, "--work", str(work)], capture_output=True, text=True, env=env)
     if done.returncode:
         raise SystemExit(f"{name}: {done.stderr[-3000:]}")
     return done.stdout
 
 
-def compare(name: str, work: Path) -> dict[str, object]:
+def compare(name: str, work: Path) -> dict[str, Any]:
     """Plan and measure a case."""
     planned = json.loads(call([sys.executable, __file__, "--plan"], name, work).rpartition("PLAN ")[2])
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2"] if name.startswith("2 processes") else []
@@ -161,12 +200,36 @@ def compare(name: str, work: Path) -> dict[str, object]:
     }
 
 
+def in_order(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one row for each case, in the order of the cases."""
+    found = {row["name"]: row for row in rows}
+    return [found[name] for name in CASES if name in found]
+
+
+def add_row(file: Path, row: dict[str, Any]) -> None:
+    """Write a row beside those of other cases that were measured with the same commit."""
+    old = json.loads(file.read_text()) if file.is_file() else {}
+    kept = old["rows"] if old.get("commit") == circumstances()["commit"] else []
+    write_result(file, {"threads": torch.get_num_threads(), "rows": in_order([*kept, row])})
+
+
+def join(file: Path, parts: list[Path]) -> None:
+    """Write the rows of several files as one; they must be of one commit and machine."""
+    found = [json.loads(part.read_text()) for part in parts]
+    for key in ("commit", "machine", "versions", "threads"):
+        if any(one[key] != found[0][key] for one in found):
+            raise SystemExit(f"{key} differs: {', '.join(str(one[key]) for one in found)}")
+    first = found[0] | {"command": "python benchmarks/plan.py --json plan.json"}
+    write_json(file, first | {"rows": in_order(row for one in found for row in one["rows"])})
+
+
 def main() -> None:
     """Compare all cases, or be one of their processes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", help="parts of names of cases, joined by semicolons")
     parser.add_argument("--work", type=Path, help="keep texts, tokenizers and model here")
+    parser.add_argument("--join", type=Path, nargs="+", help="write into --json the rows of these files, of one commit")
     parser.add_argument("--plan", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--case", help=argparse.SUPPRESS)
@@ -177,6 +240,9 @@ def main() -> None:
     if given.measure:
         measure(given.case, given.work)
         return
+    if given.join:
+        join(given.json, given.join)
+        return
     with tempfile.TemporaryDirectory() as folder:
         work = given.work or Path(folder)
         if not (work / "base").is_dir():
@@ -184,11 +250,8 @@ def main() -> None:
         names = [n for n in CASES if not given.only or any(part in n for part in given.only.split(";"))]
         for name in names:
             row = compare(name, work)
-            if given.json:  # rows of other cases in the file are kept
-                old = json.loads(given.json.read_text())["rows"] if given.json.is_file() else []
-                rows = {one["name"]: one for one in [*old, row]}
-                kept = [rows[one] for one in CASES if one in rows]
-                write_result(given.json, {"threads": torch.get_num_threads(), "rows": kept})
+            if given.json:
+                add_row(given.json, row)
 
 
 if __name__ == "__main__":

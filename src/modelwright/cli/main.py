@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from modelwright import __version__
-from modelwright.base import env
+from modelwright.base import env, heap
 from modelwright.base.errors import ModelwrightError
 from modelwright.base.registry import lookup
 
@@ -168,9 +168,13 @@ VERBS = {
     ),
 }
 
+TRAINING = ("train", "tune", "quickstart")  # verbs that hold the memory of a training step
+
 
 def run() -> None:
     """Run the command line of this process and exit."""
+    if sys.argv[1:2] and sys.argv[1] in TRAINING:
+        heap.let_holes_join()
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()
