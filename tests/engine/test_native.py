@@ -113,7 +113,7 @@ CUTTINGS = {
     "two at a time": EngineConfig(max_running=2),
     "blocks of 32": EngineConfig(block_size=32),
     "preempted": EngineConfig(num_blocks=13, block_size=16, max_tokens_per_step=50),
-    "guessing": EngineConfig(speculation=SpeculationConfig()),
+    "guessing": EngineConfig(speculation=SpeculationConfig(is_timed=False)),
 }
 
 

@@ -73,7 +73,9 @@ def test_tokens_and_log_probabilities_are_the_same_with_lookup(model_bf16: Llama
     prompts, params = work(60)
     sizes = dict(max_tokens_per_step=50, num_blocks=24, max_running=8) if small else {}
     off = LLM(model_bf16, tokenizer=tokenizer).generate(prompts, params)
-    llm = LLM(model_bf16, tokenizer=tokenizer, config=EngineConfig(speculation=SpeculationConfig(), **sizes))
+    llm = LLM(
+        model_bf16, tokenizer=tokenizer, config=EngineConfig(speculation=SpeculationConfig(is_timed=False), **sizes)
+    )
     on = llm.generate(prompts, params)
     assert all(same(a, b) for a, b in zip(on, off, strict=True))
     stats = llm.stats()
@@ -170,7 +172,7 @@ def test_a_form_is_kept_with_drafts(model_bf16: Llama, tokenizer: Tokenizer):
     pytest.importorskip("llguidance")
     params = [SamplingParams(temperature=1.0, seed=s, max_tokens=60, regex="(abc ){3,9}!") for s in range(6)]
     off = LLM(model_bf16, tokenizer=tokenizer).generate(["abc abc"] * 6, params)
-    llm = LLM(model_bf16, tokenizer=tokenizer, config=EngineConfig(speculation=SpeculationConfig()))
+    llm = LLM(model_bf16, tokenizer=tokenizer, config=EngineConfig(speculation=SpeculationConfig(is_timed=False)))
     assert [c.text for c in llm.generate(["abc abc"] * 6, params)] == [c.text for c in off]
     assert llm.stats().num_accepted > 0
 

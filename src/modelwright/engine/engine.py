@@ -157,6 +157,7 @@ class Engine:
             why_not=self._why_not_native(),
             kv_dtype=self.config.kv_dtype,
             ranks=self._ranks,
+            max_rows=self.config.max_running,
         )
         speculation = self.config.speculation
         if has_states:
@@ -333,10 +334,11 @@ class Engine:
         logits = self.adapters.run(self.runner, chunks)  # (R, V)
         with one_thread():
             pieces = self._draw_all(chunks, logits)
-        pace = self.scheduler.pace
+        pace, has_drafts = self.scheduler.pace, any(chunk.draft for chunk in chunks)
         if pace is not None and all(chunk.num_tokens == 1 for chunk in chunks):
-            seconds = time.perf_counter() - started
-            pace.note(len(chunks), len(pieces), seconds, has_drafts=any(chunk.draft for chunk in chunks))
+            pace.note(len(chunks), len(pieces), time.perf_counter() - started, has_drafts)
+        elif pace is not None and has_drafts:
+            pace.note_mixed(len(chunks))
         return pieces
 
     def _draw_all(self, chunks: Sequence[Chunk], logits: Tensor) -> list[Piece]:

@@ -1,21 +1,29 @@
-"""Whether guessing pays: measured while serving, so that speculation is never much slower than none.
+"""Whether guessing pays: an account of what it has cost, so that speculation is never much slower than none.
 
-Steps that only decode are timed, those with drafts and those without, for about equal numbers of requests. Drafts go on
-while they bring more tokens a second; where they do not, they rest for 128 such steps, then for twice as many after
-each trial of `TRIAL` steps that fails. So a useless proposer costs `TRIAL` steps in 128, then in 256, 512 and so on.
-A proposer that has paid is judged by its last forty steps or so, since a few unlucky ones tell little.
+Steps that only decode are timed, those with drafts and those without, for about equal numbers of requests. The account
+is in seconds: every such step earns `BUDGET` of its time, or less, the more drafted steps have lost since one paid. A
+step with drafts pays what it took beyond the time that its tokens take without, or is paid what it saved. It may have
+drafts while the account holds what such a step loses of which no guess is right. So, whatever is guessed and however
+often it is right, at every moment
+
+    seconds <= (the seconds of the same tokens without drafts) / (1 - BUDGET) + one step's surprise,
+
+where the surprise is what a single drafted step took beyond the foreseen. What was saved is kept up to `RESERVE` such
+losses: so many unlucky steps do not stop a proposer that pays on the whole, and no more are lost when it ceases to.
 Which steps have drafts never changes a token, only when it comes.
 """
 
 from dataclasses import dataclass
 
-TRIAL = 4  # steps with drafts in a trial
-NUM_PLAIN = 3  # steps without, before the first trial and again after every REFRESH
+BUDGET = 0.025  # of the time of steps may be lost by guessing
+PATIENCE = 8  # after so many drafted steps that lost, half of it, and so on
+RESERVE = 12  # drafted steps of which nothing is right, paid from what was saved
+NUM_PLAIN = 3  # steps without drafts before the first, and again after every REFRESH with
 REFRESH = 256
-FIRST_REST, LONGEST_REST = 128, 4096
-MARGIN = 1.03  # drafts must bring so much more than none
-MEMORY = 0.9  # of what a proposer brought until now, when the next `TRIAL` steps are judged
-WEIGHT = 0.2  # of the newest step in the running means
+FIRST_RISK = 0.5  # what a drafted step is thought to lose before one was seen, in steps without drafts
+LEAST_RISK = 0.05
+WEIGHT = 0.1  # of the newest step in the running means
+LONGEST = 2.0  # a step without drafts that took so many times the mean was disturbed, and counts as this
 
 
 @dataclass
@@ -23,52 +31,62 @@ class _Load:
     """What was measured with about so many requests."""
 
     num_plain: int = 0
-    plain: float = 0.0  # tokens a second without drafts
-    num_drafted: int = 0  # steps in the present trial, or since it went well
-    tokens: float = 0.0
-    seconds: float = 0.0
-    num_resting: int = 0
-    rest: int = FIRST_REST
+    plain: float = 0.0  # seconds a token without drafts
+    risk: float = 0.0  # tokens' worth of time that a drafted step loses, of each request, if nothing is right
+    num_drafted: int = 0  # steps, since the last ones without drafts were timed
+    num_lost: int = 0  # drafted steps that did not pay; those that do halve it
 
 
 class Pace:
     """Says whether the next step may have drafts."""
 
     def __init__(self) -> None:
+        self.account = 0.0  # seconds
         self._loads: dict[int, _Load] = {}
 
     def may_draft(self, num_requests: int) -> bool:
         """Tell whether a step of so many requests may guess."""
         load = self._load(num_requests)
-        return load.num_plain >= NUM_PLAIN and load.num_resting == 0
+        return load.num_plain >= NUM_PLAIN and self.account >= self._loss(load, num_requests)
 
     def note(self, num_requests: int, num_tokens: int, seconds: float, has_drafts: bool) -> None:
         """Take in a step that only decoded: the tokens it brought and how long it took, guessing included."""
-        load, speed = self._load(num_requests), num_tokens / max(seconds, 1e-9)
-        if not has_drafts:
-            load.num_plain += 1
-            # The first steps may still warm up: the best of them counts.
-            load.plain = max(load.plain, speed) if load.num_plain <= NUM_PLAIN else _mean(load.plain, speed)
-            load.num_resting = max(0, load.num_resting - 1)
-            return
+        load = self._load(num_requests)
+        if not has_drafts and load.num_plain >= NUM_PLAIN:
+            seconds = min(seconds, LONGEST * load.plain * num_tokens)
+        self.account += BUDGET * seconds / (1 + load.num_lost / PATIENCE)
+        if has_drafts:
+            self._note_drafted(load, num_requests, num_tokens, seconds)
+        else:
+            self._note_plain(load, seconds / max(1, num_tokens))
+        self.account = min(self.account, RESERVE * self._loss(load, num_requests))
+
+    def note_mixed(self, num_requests: int) -> None:
+        """Take in a step with drafts that read prompts too, so that its time says nothing: as if none was right."""
+        self.account -= self._loss(self._load(num_requests), num_requests)
+
+    def _note_plain(self, load: _Load, each: float) -> None:
+        load.num_plain += 1
+        if load.num_plain == 1 and load.plain == 0.0:
+            load.plain = each
+        elif load.num_plain <= NUM_PLAIN:  # the first steps may still warm up: the best of them counts
+            load.plain = min(load.plain, each)
+        else:
+            load.plain += WEIGHT * (each - load.plain)
+
+    def _note_drafted(self, load: _Load, num_requests: int, num_tokens: int, seconds: float) -> None:
+        saved = num_tokens * load.plain - seconds
+        self.account += saved
+        load.num_lost = load.num_lost // 2 if saved > 0 else load.num_lost + 1
+        found = max(LEAST_RISK, seconds / (num_requests * load.plain) - 1) if load.plain else FIRST_RISK
+        load.risk = found if load.risk == 0.0 else load.risk + WEIGHT * (found - load.risk)
         load.num_drafted += 1
-        load.tokens += num_tokens
-        load.seconds += seconds
-        if load.num_drafted % TRIAL:
-            return
-        if load.tokens / load.seconds < MARGIN * load.plain:
-            load.num_resting, load.rest = load.rest, min(2 * load.rest, LONGEST_REST)
-            load.num_drafted = 0
-            load.tokens = load.seconds = 0.0
-            return
-        load.rest = max(FIRST_REST, load.rest // 2)
-        load.tokens, load.seconds = MEMORY * load.tokens, MEMORY * load.seconds
         if load.num_drafted >= REFRESH:
             load.num_drafted = load.num_plain = 0
 
+    def _loss(self, load: _Load, num_requests: int) -> float:
+        """Return the seconds that a drafted step is thought to lose if nothing is right."""
+        return (load.risk or FIRST_RISK) * load.plain * num_requests
+
     def _load(self, num_requests: int) -> _Load:
         return self._loads.setdefault(num_requests.bit_length(), _Load())
-
-
-def _mean(old: float, new: float) -> float:
-    return (1 - WEIGHT) * old + WEIGHT * new
