@@ -151,17 +151,17 @@ inline void multiply_rows(const Matrix& m, const uint8_t* w, const Rows& rows, i
 struct RowTile {
   int64_t first;
   int count;
-  bool is_last;
+  int64_t ahead;  // fetch the block so many places further on; 0: none; -1: a little ahead in this one and beyond
 };
 
 constexpr int MAX_ROWS = 8;   // of a tile; reading a block once is worth the registers that 8 rows lack
 constexpr int GOOD_ROWS = 6;  // 12 whole and 12 float sums, weights and a broadcast fit 32 registers
+constexpr int64_t NEAR_BYTES = 128 << 10;  // of weights that many rows meet before the next weights come
 
-// One block times up to MAX_ROWS rows beginning at `first`, bias added: out (num_rows, 32). The last tile of rows fetches
-// the next block from memory; the tiles before it find theirs in the cache.
+// One block times up to MAX_ROWS rows beginning at `first`, bias added: out (num_rows, 32).
 inline void multiply_block(const Matrix& m, int64_t block, const Rows& rows, const RowTile& tile, float* out) {
   const int64_t size = block_bytes(m.bits, m.num_ins), first = tile.first;
-  const int64_t ahead = !tile.is_last ? 0 : first == 0 ? 4096 : size;
+  const int64_t ahead = tile.ahead < 0 ? 4096 : tile.ahead * size;
   const uint8_t* w = m.blocks + block * size;
   const int num_rows = tile.count;
   switch (num_rows) {
@@ -179,13 +179,21 @@ inline void multiply_block(const Matrix& m, int64_t block, const Rows& rows, con
     for (int i = 0; i < BLOCK; ++i) out[r * BLOCK + i] += m.bias[block * BLOCK + i];
 }
 
-// Call visit(block, tile) for blocks [begin, end) and all rows, in tiles of nearly equal height.
+// Call visit(block, tile) for blocks [begin, end) and all rows, in tiles of nearly equal height. A visit reads `num_bytes`
+// of weights. Many rows go through several blocks tile by tile: a tile of rows is then read from the nearest cache, and
+// the weights, which come in one stream, from the second. The last tile of rows fetches the blocks of the next round.
 template <class Visit>
-inline void each_tile(int64_t begin, int64_t end, int64_t num_rows, Visit visit) {
-  const int64_t num_tiles = num_rows <= MAX_ROWS ? 1 : (num_rows + GOOD_ROWS - 1) / GOOD_ROWS;
-  for (int64_t block = begin; block < end; ++block)
+inline void each_tile(int64_t begin, int64_t end, int64_t num_rows, int64_t num_bytes, Visit visit) {
+  if (num_rows == 0) return;
+  if (num_rows <= MAX_ROWS) {
+    for (int64_t block = begin; block < end; ++block) visit(block, RowTile{0, int(num_rows), -1});
+    return;
+  }
+  const int64_t num_tiles = (num_rows + GOOD_ROWS - 1) / GOOD_ROWS, round = num_bytes < NEAR_BYTES ? NEAR_BYTES / num_bytes : 1;
+  for (int64_t near = begin; near < end; near += round)
     for (int64_t t = 0; t < num_tiles; ++t) {
-      const int64_t first = num_rows * t / num_tiles;
-      visit(block, RowTile{first, int(num_rows * (t + 1) / num_tiles - first), t == num_tiles - 1});
+      const int64_t first = num_rows * t / num_tiles, past = num_rows * (t + 1) / num_tiles;
+      for (int64_t block = near; block < near + round && block < end; ++block)
+        visit(block, RowTile{first, int(past - first), t == num_tiles - 1 ? round : 0});
     }
 }

@@ -81,7 +81,7 @@ struct RowBuffers {
 };
 
 struct Workspace {
-  Buffer<float> stream, qkv, attended, wide, low;
+  Buffer<float> stream, qkv, attended, wide, low, tail, tail_attended;
   Buffer<uint16_t> queries;
   std::vector<RowBuffers> normed, mixed;  // one for each thread, see `FEW`
   RowBuffers gated;
@@ -91,6 +91,8 @@ struct Workspace {
 // With fewer tokens than this every thread prepares the activations of a product for itself: that takes a microsecond,
 // and saves a meeting. Keys and values are then placed by the thread that looks at them.
 constexpr int64_t FEW = 4;
+
+constexpr int64_t AHEAD_BYTES = 2048;  // an adapter's A is fetched so far ahead
 
 enum Phase { AT_START, AT_NORM, AT_QKV, AT_PLACE, AT_ATTEND, AT_MIX, AT_OUT, AT_MLP_NORM, AT_GATE, AT_DOWN, AT_HEAD, NUM_PHASES };
 
@@ -123,7 +125,8 @@ void turn_head(const float* x, const float* norm, float eps, const float* cos, c
 class Run {
  public:
   Run(const Model& model, const Step& step, Workspace& space)
-      : m(model), s(step), w(space), is_small(step.num_tokens < FEW && !step.adapters), has_few_rows(step.num_rows < FEW) {
+      : m(model), s(step), w(space), is_small(step.num_tokens < FEW && !step.adapters), has_few_rows(step.num_rows < FEW),
+        is_cut(!is_small && !step.adapters && 2 * step.num_rows <= step.num_tokens) {
     const int64_t T = s.num_tokens, all_heads = m.num_heads + 2 * m.num_kv_heads;
     x = w.stream.get(T * m.hidden_size);
     qkv = w.qkv.get(T * all_heads * m.head_dim);
@@ -141,6 +144,10 @@ class Run {
       }
       w.normed[i].get(rows, m.head);
     }
+    if (is_cut) {
+      tail = w.tail.get(s.num_rows * m.hidden_size);
+      tail_attended = w.tail_attended.get(s.num_rows * m.num_heads * m.head_dim);
+    }
     counters = w.counters.get((m.num_layers + 1) * NUM_PHASES);
     for (int64_t i = 0; i < (m.num_layers + 1) * NUM_PHASES; ++i) counters[i].next.store(0, std::memory_order_relaxed);
     if (s.adapters) find_segments();
@@ -156,7 +163,16 @@ class Run {
       for (int64_t i = 0; i < D; i += LANES)
         _mm512_storeu_ps(x + t * D + i, widen(_mm256_loadu_si256((const __m256i*)(m.embed + s.ids[t] * D + i))));
     if (is_small) meet(thread, AT_START);
-    for (int64_t l = 0; l < m.num_layers; ++l) layer(l, thread, n, is_small ? 0 : begin, is_small ? T : end);
+    for (int64_t l = 0; l < m.num_layers; ++l) {
+      attention(l, thread, n, is_small ? 0 : begin, is_small ? T : end);
+      if (is_cut && l == m.num_layers - 1) {
+        const int64_t first = share(s.num_rows, thread, n), past = share(s.num_rows, thread + 1, n);
+        keep_tail(first, past);
+        rest(l, thread, n, {tail, tail_attended, s.num_rows, first, past});
+      } else {
+        rest(l, thread, n, {x, attended, T, is_small ? 0 : begin, is_small ? T : end});
+      }
+    }
     logits(thread, n);
   }
 
@@ -165,8 +181,10 @@ class Run {
   const Step& s;
   Workspace& w;
   const bool is_small, has_few_rows;
+  const bool is_cut;  // behind the last attention, only rows that logits are wanted of are computed
   Counter* counters;  // of each layer and phase
   float *x, *qkv, *attended;
+  float *tail = nullptr, *tail_attended = nullptr;  // of these rows: the stream, what attention saw
   uint16_t* queries;
   struct Segment { int64_t first, count; const LowRank* of; };  // tokens next to each other, of one adapter
   std::vector<Segment> segments;
@@ -214,12 +232,24 @@ class Run {
           const float* row = in + t * stride;
           __m512 even = _mm512_setzero_ps(), odd = even;
           for (int64_t i = 0; i < num_ins; i += 2 * LANES) {
+            _mm_prefetch((const char*)(a + i) + AHEAD_BYTES, _MM_HINT_T0);  // what is used next lies behind it
             even = _mm512_fmadd_ps(widen(_mm256_loadu_si256((const __m256i*)(a + i))), _mm512_loadu_ps(row + i), even);
             odd = _mm512_fmadd_ps(widen(_mm256_loadu_si256((const __m256i*)(a + i + LANES))), _mm512_loadu_ps(row + i + LANES), odd);
           }
           low[t * max_rank + k] = change.scale[k] * _mm512_reduce_add_ps(_mm512_add_ps(even, odd));
         }
       passed += change.rank;
+    }
+  }
+
+  // Fetch what `expand` will read, while the product is computed.
+  void expect(int64_t which, int64_t block, RowTile tile) const {
+    if (!s.adapters || which < 0) return;
+    for (int r = 0; r < tile.count; ++r) {
+      const LowRank* of = s.adapters[tile.first + r];
+      if (!of || !of[which].rank || (r > 0 && of == s.adapters[tile.first + r - 1])) continue;
+      const uint16_t* b = of[which].b + of[which].at[block];
+      for (int32_t k = 0; k < of[which].count[block]; ++k) _mm_prefetch((const char*)(b + k * BLOCK), _MM_HINT_T0);
     }
   }
 
@@ -260,13 +290,12 @@ class Run {
   }
 
   // Tokens [begin, end) are this thread's where a phase goes token by token: all of them when they are few.
-  void layer(int64_t l, int thread, int n, int64_t begin, int64_t end) {
+  void attention(int64_t l, int thread, int n, int64_t begin, int64_t end) {
     const Layer& layer = m.layers[l];
     Counter* next = counters + l * NUM_PHASES;
     const int64_t T = s.num_tokens, D = m.hidden_size, H = m.head_dim, which = l * NUM_PRODUCTS;
     const Cache cache{layer.cache, m.num_kv_heads, H};
-    const int owner = is_small ? thread : 0;
-    const Rows normed = w.normed[owner].get(0, layer.qkv), mixed = w.mixed[owner].get(0, layer.o);
+    const Rows normed = w.normed[is_small ? thread : 0].get(0, layer.qkv);
     for (int64_t t = begin; t < end; ++t) {
       const float inverse = inverse_rms(x + t * D, D, m.norm_eps);
       quantize_row(x + t * D, inverse, layer.attention_norm, D, layer.qkv.bits, normed, t);
@@ -296,16 +325,38 @@ class Run {
       attend_all(layer, cache, next[AT_ATTEND]);
     }
     meet(thread, AT_ATTEND);
-    for (int64_t t = begin; t < end; ++t)
-      quantize_row(attended + t * m.num_heads * H, 1.f, nullptr, m.num_heads * H, layer.o.bits, mixed, t);
-    if (s.adapters) shrink(which + O, attended, m.num_heads * H, m.num_heads * H, thread, n);
+  }
+
+  struct Part {  // of the tokens: what a layer computes behind its attention
+    float *x, *attended;
+    int64_t count, begin, end;  // [begin, end) are this thread's
+  };
+
+  void keep_tail(int64_t begin, int64_t end) {
+    const int64_t D = m.hidden_size, A = m.num_heads * m.head_dim;
+    for (int64_t r = begin; r < end; ++r) {
+      std::memcpy(tail + r * D, x + s.rows[r] * D, sizeof(float) * D);
+      std::memcpy(tail_attended + r * A, attended + s.rows[r] * A, sizeof(float) * A);
+    }
+  }
+
+  void rest(int64_t l, int thread, int n, const Part& part) {
+    const Layer& layer = m.layers[l];
+    Counter* next = counters + l * NUM_PHASES;
+    const int64_t D = m.hidden_size, A = m.num_heads * m.head_dim, which = l * NUM_PRODUCTS;
+    const int owner = is_small ? thread : 0;
+    const Rows mixed = w.mixed[owner].get(0, layer.o);
+    for (int64_t t = part.begin; t < part.end; ++t)
+      quantize_row(part.attended + t * A, 1.f, nullptr, A, layer.o.bits, mixed, t);
+    if (s.adapters) shrink(which + O, attended, A, A, thread, n);
     if (!is_small) meet(thread, AT_MIX);
-    add_product(layer.o, mixed, next[AT_OUT], n, which + O);
+    add_product(layer.o, mixed, next[AT_OUT], n, part, which + O);
     meet(thread, AT_OUT);
     const Rows again = w.normed[owner].get(0, layer.gate_up), gated = w.gated.get(0, layer.down);
-    for (int64_t t = begin; t < end; ++t) {
-      const float inverse = inverse_rms(x + t * D, D, m.norm_eps);
-      quantize_row(x + t * D, inverse, layer.mlp_norm, D, layer.gate_up.bits, again, t);
+    for (int64_t t = part.begin; t < part.end; ++t) {
+      const float* row = part.x + t * D;
+      const float inverse = inverse_rms(row, D, m.norm_eps);
+      quantize_row(row, inverse, layer.mlp_norm, D, layer.gate_up.bits, again, t);
       keep_wide(t, inverse, layer.mlp_norm);
     }
     if (!is_small) meet(thread, AT_MLP_NORM);
@@ -313,48 +364,54 @@ class Run {
       shrink(which + GATE_UP, wide, widest, D, thread, n);
       team().barrier();
     }
-    gate(layer, again, gated, next[AT_GATE], n, which + GATE_UP);
+    gate(layer, again, gated, next[AT_GATE], n, part.count, which + GATE_UP);
     meet(thread, AT_GATE);
     if (s.adapters) {
       shrink(which + DOWN, wide, widest, layer.down.num_ins, thread, n);
       team().barrier();
     }
-    add_product(layer.down, gated, next[AT_DOWN], n, which + DOWN);
+    add_product(layer.down, gated, next[AT_DOWN], n, part, which + DOWN);
     meet(thread, AT_DOWN);
   }
 
   // Visit all blocks with all rows, together with the other threads.
   template <class Visit>
-  void each_block(int64_t num_blocks, int64_t num_rows, Counter& next, int n, Visit visit) {
+  void each_block(const Matrix& matrix, int per_visit, int64_t num_rows, Counter& next, int n, Visit visit) {
     int64_t begin, end;
-    while (next.take(num_blocks, n, &begin, &end)) each_tile(begin, end, num_rows, visit);
+    const int64_t num_bytes = per_visit * block_bytes(matrix.bits, matrix.num_ins);
+    while (next.take(matrix.num_outs / BLOCK / per_visit, n, &begin, &end)) each_tile(begin, end, num_rows, num_bytes, visit);
   }
 
   void product(const Matrix& matrix, const Rows& rows, int64_t num_rows, Counter& next, int n, float* out, int64_t which = NONE) {
-    each_block(matrix.num_outs / BLOCK, num_rows, next, n, [&](int64_t block, RowTile tile) {
+    each_block(matrix, 1, num_rows, next, n, [&](int64_t block, RowTile tile) {
       float y[MAX_ROWS * BLOCK];
+      expect(which, block, tile);
       multiply_block(matrix, block, rows, tile, y);
       expand(which, block, tile, y);
       for (int r = 0; r < tile.count; ++r) std::memcpy(out + (tile.first + r) * matrix.num_outs + block * BLOCK, y + r * BLOCK, sizeof(float) * BLOCK);
     });
   }
 
-  void add_product(const Matrix& matrix, const Rows& rows, Counter& next, int n, int64_t which) {
+  void add_product(const Matrix& matrix, const Rows& rows, Counter& next, int n, const Part& part, int64_t which) {
     const int64_t D = m.hidden_size;
-    each_block(matrix.num_outs / BLOCK, s.num_tokens, next, n, [&](int64_t block, RowTile tile) {
+    each_block(matrix, 1, part.count, next, n, [&](int64_t block, RowTile tile) {
       float y[MAX_ROWS * BLOCK];
+      expect(which, block, tile);
       multiply_block(matrix, block, rows, tile, y);
       expand(which, block, tile, y);
       for (int r = 0; r < tile.count; ++r)
-        for (int i = 0; i < BLOCK; ++i) x[(tile.first + r) * D + block * BLOCK + i] += y[r * BLOCK + i];
+        for (int i = 0; i < BLOCK; ++i) part.x[(tile.first + r) * D + block * BLOCK + i] += y[r * BLOCK + i];
     });
   }
 
   // A block of the hidden layer is a group of the next product: it is quantized where it is made.
-  void gate(const Layer& layer, const Rows& rows, const Rows& out, Counter& next, int n, int64_t which) {
+  void gate(const Layer& layer, const Rows& rows, const Rows& out, Counter& next, int n, int64_t num_rows, int64_t which) {
     const int64_t F = layer.down.num_ins;
-    each_block(F / BLOCK, s.num_tokens, next, n, [&](int64_t block, RowTile tile) {
+    each_block(layer.gate_up, 2, num_rows, next, n, [&](int64_t block, RowTile tile) {
+      if (tile.ahead > 0) tile.ahead *= 2;
       float g[MAX_ROWS * BLOCK], u[MAX_ROWS * BLOCK];
+      expect(which, block * 2, tile);
+      expect(which, block * 2 + 1, tile);
       multiply_block(layer.gate_up, block * 2, rows, tile, g);
       multiply_block(layer.gate_up, block * 2 + 1, rows, tile, u);
       expand(which, block * 2, tile, g);
@@ -420,7 +477,7 @@ class Run {
     const int64_t begin = has_few_rows ? 0 : share(s.num_rows, thread, n);
     const int64_t end = has_few_rows ? s.num_rows : share(s.num_rows, thread + 1, n);
     for (int64_t r = begin; r < end; ++r) {
-      const float* row = x + s.rows[r] * D;
+      const float* row = is_cut ? tail + r * D : x + s.rows[r] * D;
       quantize_row(row, inverse_rms(row, D, m.norm_eps), m.norm, D, m.head.bits, rows, r);
     }
     if (!has_few_rows) meet(thread, AT_NORM);
@@ -518,7 +575,7 @@ void mw_linear(const Matrix* matrix, const float* x, int64_t num_rows, float* y,
       quantize_row(x + r * matrix->num_ins, 1.f, nullptr, matrix->num_ins, matrix->bits, rows, r);
     team().barrier();
     const int64_t blocks = matrix->num_outs / BLOCK;
-    each_tile(share(blocks, thread, n), share(blocks, thread + 1, n), num_rows, [&](int64_t block, RowTile tile) {
+    each_tile(share(blocks, thread, n), share(blocks, thread + 1, n), num_rows, block_bytes(matrix->bits, matrix->num_ins), [&](int64_t block, RowTile tile) {
       float out[MAX_ROWS * BLOCK];
       multiply_block(*matrix, block, rows, tile, out);
       for (int r = 0; r < tile.count; ++r) std::memcpy(y + (tile.first + r) * matrix->num_outs + block * BLOCK, out + r * BLOCK, sizeof(float) * BLOCK);

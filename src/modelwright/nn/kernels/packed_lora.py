@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from modelwright.nn.kernels.packed import BLOCK
+from modelwright.nn.kernels.packed import BLOCK, allocate
 from modelwright.nn.lora_rows import LowRank
 
 PRODUCTS = (("attention.q", "attention.k", "attention.v"), ("attention.o",), ("mlp.gate", "mlp.up"), ("mlp.down",))
@@ -41,6 +41,11 @@ class PackedAdapter:
         blocks: Any = model.layers
         self._kept: list[Any] = []  # what the tables point into
         self._tables = (CLowRank * (len(blocks) * len(PRODUCTS)))()
+        # Large pages, and matrices in the order in which a step reads them: what is fetched ahead is used.
+        self._memory = allocate(
+            sum(64 + -(-x.nbytes // 64) * 64 for change in layers.values() for x in (change.a, change.b))
+        )
+        self._num_used = 0
         for i, block in enumerate(blocks):
             for product, names in enumerate(PRODUCTS):
                 sizes = [block.get_submodule(name).out_features // BLOCK for name in names]
@@ -69,11 +74,18 @@ class PackedAdapter:
         here = [change for change in changes if change is not None]
         a = torch.cat([change.a for change in here])
         scale = torch.cat([torch.full((change.a.shape[0],), change.scaling) for change in here])
-        addresses = [self._keep(tensor) for tensor in (a, scale, torch.cat(parts))]
+        addresses = [self._place(a), self._keep(scale), self._place(torch.cat(parts))]
         for table in (first, count, at):
             self._kept.append(table)
             addresses.append(table.ctypes.data)
         return CLowRank(rank, *addresses)
+
+    def _place(self, tensor: Tensor) -> int:
+        """Copy a matrix behind the last one, to a multiple of 64 bytes; return where."""
+        place = self._memory[self._num_used : self._num_used + tensor.nbytes]
+        place.view(tensor.dtype).copy_(tensor.flatten())
+        self._num_used += -(-tensor.nbytes // 64) * 64
+        return place.data_ptr()
 
     def _keep(self, tensor: Tensor) -> int:
         kept = tensor.contiguous()
