@@ -129,6 +129,8 @@ def test_values_read_from_a_recipe_are_not_changed_by_arguments():
         ({"out": "x", "is_shuffled": 1}, r"is_shuffled is 1; it must be true or false"),
         ({"out": "x", "is_shuffled": "yes"}, r"is_shuffled is 'yes'; it must be true or false"),
         ({"out": "x", "inner": {"learning_rate": "fast"}}, r"inner\.learning_rate is 'fast'; it must be a number"),
+        ({"out": "x", "inner": {"learning_rate": "nan"}}, r"inner\.learning_rate is 'nan'; it must be a number"),
+        ({"out": "x", "inner": {"learning_rate": float("nan")}}, r"inner\.learning_rate is nan; it must be a number"),
         ({"out": "x", "words": 3}, r"words is 3; expected a list"),
         ({"out": "x", "inner": {"betas": ["x"]}}, r"inner\.betas\[0\] is 'x'"),
         ({"out": "x", "shares": 3}, r"shares is 3; expected a mapping"),

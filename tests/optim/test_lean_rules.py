@@ -1,16 +1,19 @@
 """Lion, Adafactor and the lean AdamWs against torch.optim and the published formulas; their state in bytes."""
 
+import math
+
 import pytest
 import torch
 
 from modelwright.base.errors import ConfigError
 from modelwright.optim import OPTIMIZERS
-from modelwright.optim.adafactor import Adafactor
+from modelwright.optim.adafactor import Adafactor, AdafactorConfig
 from modelwright.optim.adamw8bit import LeanAdamW
 from modelwright.optim.build import AdamWConfig, OptimizerConfig, make_optimizer
 from modelwright.optim.dynamic8 import BLOCK, dequantize, dynamic_code, quantize
 from modelwright.optim.ema import Ema, EmaConfig
 from modelwright.optim.lion import Lion, LionConfig
+from modelwright.optim.muon import MuonConfig
 
 
 def train_beside(ours, theirs, shapes=((40, 130), (7,)), num_steps=6):
@@ -136,6 +139,15 @@ def test_a_section_that_the_rule_does_not_read_is_refused():
         OptimizerConfig(name="adamw8bit", lion=LionConfig(learning_rate=1.0))
     with pytest.raises(ConfigError, match="betas is"):
         AdamWConfig(betas=(0.9, 1.0))
+    for kind in (AdamWConfig, LionConfig, AdafactorConfig, MuonConfig):
+        for rate in (0.0, -1e-3, math.nan, math.inf):
+            with pytest.raises(ConfigError, match="the rate must be above 0"):
+                kind(learning_rate=rate)
+        with pytest.raises(ConfigError, match="weight decay -0.1"):
+            kind(weight_decay=-0.1)
+    for wrong in ({"num_iterations": 0}, {"num_iterations": 6}, {"momentum": 1.0}):
+        with pytest.raises(ConfigError, match="the iterations from 1 to 5"):
+            MuonConfig(**wrong)
     assert OptimizerConfig(name="paged_adamw8bit", adamw=AdamWConfig(learning_rate=1.0)).name
 
 

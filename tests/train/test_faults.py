@@ -122,6 +122,27 @@ def test_a_learning_rate_that_diverges_stops_with_its_name():
     assert "learning rates" in str(caught.value)
 
 
+def test_a_rate_that_throws_the_weights_away_at_once_is_stopped_where_it_happened():
+    wild = OptimizerConfig(name="adamw", adamw=AdamWConfig(learning_rate=50.0))
+    config = plain_loop(num_steps=60, optimizer=wild, schedule=replace(plain_loop().schedule, warmup_steps=2))
+    with pytest.raises(
+        ConfigError, match=r"far above 4\.\d+, where the run began.*it diverges.*learning rates"
+    ) as caught:
+        train(tiny_model(), CausalLanguageModeling(), stream_loader(8), config)
+    assert "stopped at step 5:" in str(caught.value) or "stopped at step 6:" in str(caught.value)
+
+
+def test_a_finite_loss_without_finite_gradients_is_no_level_to_stay_at():
+    dog = Watchdog(WatchdogConfig(max_skips=1))
+    for step in range(MIN_SEEN):
+        assert dog.is_good(step, 4.0, 1.0)
+    for step in (20, 21):
+        assert not dog.is_good(step, 3.0, math.nan)
+    assert dog.wants_rollback
+    with pytest.raises(ConfigError, match=r"not finite \(loss 3.0, gradient norm nan\)"):
+        dog.accept_or_stop(21, 3.0)
+
+
 def test_a_new_level_below_the_first_loss_is_accepted():
     dog = Watchdog(WatchdogConfig(max_skips=1))
     for step in range(MIN_SEEN):

@@ -107,7 +107,7 @@ def test_mlflow_keeps_a_local_store(tmp_path: Path):
 def test_without_mlflow_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "mlflow", None)  # an import of None fails
     Tracker(tmp_path, TrackingConfig(), "toy")
-    assert "MLflow is not installed" in capsys.readouterr().out
+    assert "MLflow is not installed (pip install 'modelwright[mlflow]')" in capsys.readouterr().out
 
 
 def test_wrong_settings_are_refused():

@@ -7,6 +7,7 @@ or a required field left out is a `ConfigError` that names the place and the nea
 import copy
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -170,6 +171,8 @@ def _convert_scalar(value: Any, hint: Any, where: str) -> Any:
             raise TypeError
         if hint is int and isinstance(value, str):
             return int(value.replace("_", ""))
+        if hint is float and math.isnan(float(value)):  # no bound that a setting has would refuse it
+            raise ValueError
         return hint(value)
     except (TypeError, ValueError):
         raise ConfigError(f"{where} is {value!r}; it must be {_describe(hint)}.") from None

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from modelwright.base.errors import ConfigError
+from modelwright.optim.bounds import check_rates
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class AdafactorConfig:
     max_update: float = 1.0  # d: root mean square of an update at most
 
     def __post_init__(self) -> None:
+        check_rates("adafactor", self.learning_rate, self.weight_decay)
         if self.decay_power > 0 or not self.max_update > 0:
             raise ConfigError(
                 f"optimizer.adafactor has decay_power {self.decay_power} and max_update {self.max_update}; the power "

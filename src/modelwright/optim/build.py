@@ -15,7 +15,8 @@ from modelwright.base.registry import lookup
 from modelwright.optim import OPTIMIZERS
 from modelwright.optim.adafactor import Adafactor, AdafactorConfig
 from modelwright.optim.adamw8bit import LeanAdamW
-from modelwright.optim.lion import Lion, LionConfig, check_betas
+from modelwright.optim.bounds import check_betas, check_rates
+from modelwright.optim.lion import Lion, LionConfig
 from modelwright.optim.muon import Muon, MuonConfig
 from modelwright.optim.parts import by_mesh
 
@@ -29,6 +30,7 @@ class AdamWConfig:
     weight_decay: float = 0.1  # decoupled, times the learning rate
 
     def __post_init__(self) -> None:
+        check_rates("adamw", self.learning_rate, self.weight_decay)
         check_betas("adamw", self.betas)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from modelwright.base.errors import ConfigError
+from modelwright.optim.bounds import check_betas, check_rates
 
 
 @dataclass(frozen=True)
@@ -25,17 +25,8 @@ class LionConfig:
     weight_decay: float = 0.5  # decoupled, times the learning rate
 
     def __post_init__(self) -> None:
+        check_rates("lion", self.learning_rate, self.weight_decay)
         check_betas("lion", self.betas)
-
-
-def check_betas(name: str, betas: tuple[float, float]) -> None:
-    """Refuse rates of decay outside of [0, 1).
-
-    Raises:
-        ConfigError: One of them is.
-    """
-    if len(betas) != 2 or not all(0 <= b < 1 for b in betas):
-        raise ConfigError(f"optimizer.{name}.betas is {betas}; it must be two numbers from 0 to below 1.")
 
 
 class Lion(torch.optim.Optimizer):

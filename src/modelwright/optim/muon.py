@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from modelwright.base.errors import ConfigError
+from modelwright.optim.bounds import check_betas, check_rates
 from modelwright.optim.parts import local_part
 
 # Polar Express coefficients (a, b, c) of the first five iterations, lower bound 1e-3 on the smallest singular value.
@@ -70,6 +72,16 @@ class MuonConfig:
     num_iterations: int = 3  # of Newton-Schulz, 1 to 5; three cost 60 % of five, which shows in runs of minutes
     adamw_learning_rate: float = 0.003  # of everything that is no hidden matrix
     adamw_betas: tuple[float, float] = (0.9, 0.95)
+
+    def __post_init__(self) -> None:
+        check_rates("muon", self.learning_rate, self.weight_decay)
+        check_rates("muon (adamw)", self.adamw_learning_rate, 0.0)
+        check_betas("muon (adamw)", self.adamw_betas)
+        if not 0 <= self.momentum < 1 or not 1 <= self.num_iterations <= len(_POLAR_EXPRESS):
+            raise ConfigError(
+                f"optimizer.muon has momentum {self.momentum} and num_iterations {self.num_iterations}; the momentum "
+                f"must be from 0 to below 1, the iterations from 1 to {len(_POLAR_EXPRESS)}."
+            )
 
 
 class Muon(torch.optim.Optimizer):

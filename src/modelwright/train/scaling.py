@@ -136,7 +136,7 @@ def run_scaling(config: ScalingConfig, hooks: Sequence[Hook] = ()) -> ScalingRes
         try:
             plot_scaling(result, folder / "scaling.png")
         except MissingExtraError as error:
-            console.print(f"  no plot: {error}")
+            console.print(f"  no plot: {error}", markup=False)
     shutil.rmtree(work, ignore_errors=True)
     return result
 

@@ -243,7 +243,7 @@ class Tracker:
                 plot_steps(self.rows, self.folder / "training.png")
                 plots.append(self.folder / "training.png")
             except MissingExtraError as error:
-                console.print(f"  no plot: {error}")
+                console.print(f"  no plot: {error}", markup=False)
         for sink in self._sinks:
             sink.close(plots)
         return plots
@@ -263,7 +263,8 @@ def open_sinks(folder: Path, config: TrackingConfig, name: str, settings: Mappin
     except MissingExtraError:
         console.print(
             f"  tracking: MLflow is not installed (pip install 'modelwright[mlflow]'); "
-            f"figures go to {folder}/steps.jsonl"
+            f"figures go to {folder}/steps.jsonl",
+            markup=False,  # what stands in brackets is the extra's name
         )
         return []
 
