@@ -15,9 +15,9 @@ from typing import Any
 from torch import nn
 
 from modelwright.base.errors import ConfigError
+from modelwright.engine.gpu import make_runner
 from modelwright.engine.kv_cache import BlockPool
 from modelwright.engine.request import Request
-from modelwright.engine.runner import Runner
 from modelwright.engine.sampler import Draw, sample
 from modelwright.engine.scheduler import Chunk
 from modelwright.engine.speculative import Lengths, SpeculationConfig
@@ -38,7 +38,7 @@ class DraftProposer:
 
     def __init__(self, config: SpeculationConfig, model: Any, *, block_size: int, num_blocks: int):
         self.config = config
-        self.runner = Runner(model, num_blocks=num_blocks, block_size=block_size)
+        self.runner = make_runner(model, num_blocks=num_blocks, block_size=block_size, max_rows=1)
         self.pool = BlockPool(num_blocks, block_size, has_prefix_cache=False)
         self.max_seq_len: int = model.config.max_seq_len
         self._shadows: dict[int, Request] = {}

@@ -9,7 +9,8 @@ Steps go through compiled kernels (`modelwright.engine.native`) for low-bit mode
 PyTorch. The first time on a machine the kernels are compiled, in seconds. Where that takes long, PyTorch serves, and
 the engine changes over at a moment when no request is under way, so that each request is computed by one of the two
 from its first to its last token. 16-bit models stay with PyTorch, whose log-probabilities are those of training;
-``kernels="native"`` asks for the compiled step.
+``kernels="native"`` asks for the compiled step. On a GPU "native" means `modelwright.engine.gpu`, which is what any
+model gets there that it can compute, and "plain" means PyTorch's operations.
 """
 
 import copy
@@ -23,9 +24,9 @@ from torch import nn
 from modelwright.base.device import has_fast_bf16, pick_device
 from modelwright.base.errors import ConfigError
 from modelwright.base.logs import get_logger
+from modelwright.engine import gpu
 from modelwright.engine.native import NativeRunner, is_low_bit, refusal
 from modelwright.engine.recurrent import RecurrentRunner, is_recurrent, refuse_recurrent
-from modelwright.engine.runner import Runner
 from modelwright.engine.sight import split_model
 from modelwright.engine.tensor_parallel import Ranks, TensorRunner
 from modelwright.models.decoder import Decoder
@@ -142,6 +143,7 @@ class Steps:
         why_not: Why the compiled step cannot be, beside what the model says; None: it can.
         kv_dtype: "int8" or "int4" for a rounded cache, which the compiled step does not have.
         ranks: The processes that compute the model together, if it is cut.
+        max_rows: Requests in one step at most.
 
     Raises:
         ConfigError: "native" was asked for and cannot be.
@@ -157,13 +159,21 @@ class Steps:
         why_not: str | None = None,
         kv_dtype: str | None = None,
         ranks: Ranks | None = None,
+        max_rows: int = 32,
     ):
-        self._sizes = {"num_blocks": num_blocks, "block_size": block_size}
+        self._sizes: dict[str, Any] = {"num_blocks": num_blocks, "block_size": block_size}
         self._model = model
         self._coming: NativeRunner | None = None
         if ranks is not None:
             self.runner: Any = TensorRunner(model, ranks, **self._sizes, kv_dtype=kv_dtype)
             return
+        if next(model.parameters()).is_cuda:
+            why_gpu = gpu.refusal(model, kv_dtype)
+            if kernels == "native" and why_gpu is not None:
+                raise ConfigError(f"kernels='native' cannot be: {why_gpu}. Leave it out to let the engine decide.")
+            if kernels != "plain" and why_gpu is None:
+                self.runner = gpu.make_runner(model, **self._sizes, max_rows=max_rows)
+                return
         why_not = why_not or refusal(model, block_size)
         if kv_dtype is not None:
             why_not = why_not or f"its cache is not rounded, and kv_dtype is {kv_dtype!r}"
@@ -184,7 +194,7 @@ class Steps:
             self.runner = NativeRunner(model, library, **self._sizes)
             return
         pack_low_bit(model, library)
-        self.runner = Runner(model, **self._sizes, kv_dtype=kv_dtype)
+        self.runner = gpu.make_runner(model, **self._sizes, kv_dtype=kv_dtype, kernels=kernels)
         if is_wanted and library is None and build.failure() is None:
             threading.Thread(target=self._make, name="native-step", daemon=True).start()
 

@@ -19,6 +19,7 @@ from modelwright.base.errors import MissingExtraError
 from modelwright.nn.attention import NO_RULE, AttentionRule
 
 MIN_ROWS = 16  # of a product on tensor cores
+PART = 256  # keys that are worth a program of their own
 
 
 @dataclass(frozen=True)

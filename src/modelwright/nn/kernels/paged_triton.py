@@ -30,10 +30,9 @@ from torch import Tensor
 
 from modelwright.base.errors import ConfigError
 from modelwright.nn.attention import AttentionRule
-from modelwright.nn.paged import Cache, Pages, TileGroup, tile_rows
+from modelwright.nn.paged import PART, Cache, Pages, TileGroup, tile_rows
 
 LOG2_E = tl.constexpr(math.log2(math.e))
-PART = 256  # positions; what a program of its own is worth, and a part of 64 KB of keys at 8 bytes x 128
 MAX_HEAD_DIM = 256
 # What a tile has in `Pages`: numbers of int64.
 TILE_FIELDS = tl.constexpr(5)
