@@ -237,7 +237,8 @@ def main() -> None:
     rates: dict[str, Any] = {}
     runs: list[dict[str, Any]] = []
     for part in map(read_json, arguments.join or []):
-        rates, runs, num_steps = rates | part["rates"], [*runs, *part["all_runs"]], part["num_steps"]
+        kept = [run for run in runs if run["name"] not in part["rates"]]  # a later part has measured it again
+        rates, runs, num_steps = rates | part["rates"], kept + part["all_runs"], part["num_steps"]
     for name in arguments.methods if not arguments.join else []:
         rates[name] = find_rate(name, max(1, num_steps // 3), arguments.tiny)
         seeds = arguments.seeds[: 1 if name == "frozen" else None]

@@ -250,8 +250,13 @@ def main():
                 work.mkdir()
                 run.update(run_one(name, pairs, seed, given.control, work))
             print(name, seed, run, flush=True)
-            if given.json:
-                write_result(given.json, {"tasks": tasks, "rows": summarise(tasks)}, PACKAGES)
+            keep(given.json, tasks)
+    keep(given.json, tasks)
+
+
+def keep(path, tasks):
+    if path:
+        write_result(path, {"tasks": tasks, "rows": summarise(tasks)}, PACKAGES)
 
 
 if __name__ == "__main__":
