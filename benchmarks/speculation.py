@@ -3,6 +3,7 @@
     python benchmarks/speculation.py train --folder runs/speculation [--steps N] [--only target draft heads]
     python benchmarks/speculation.py run --folder runs/speculation [--prompts 500] [--rounds 3] [--json FILE]
     python benchmarks/speculation.py run --folder ... --temperatures 0.7 --tasks --json PART.json
+    python benchmarks/speculation.py pairs --folder runs/speculation [--rounds 60] --json PART.json
     python benchmarks/speculation.py join --parts PART.json PART.json --json FILE
 
 `train` makes a pair here: a target (hidden 96, 4 layers) and a draft (hidden 48, 2 layers) of 64 tokens, and three
@@ -10,6 +11,12 @@ heads on the target. Their texts are questions over passages: three passages of 
 the key of one of them, whose passage is the answer. `run` checks that 500 answers at temperatures 0, 0.7 and 1 are the
 same with each way of guessing and without, bit by bit, and times one user's answers in turns: quoting answers (the
 right passage), and free ones (no passages; the target continues random tokens), where guessing has little to find.
+
+`pairs` asks what guessing costs where it brings nothing: two engines of one process, one thread, take turns at the same
+request (20 random tokens, 64 drawn at temperature 1), each by its own CPU time, the first by turns; the row is
+the median of the rounds' ratios, with the bounds within which 95 % of resampled medians lie. "always wrong" turns every
+guess into a token that no answer has, so that the proposer's whole cost stands against no gain (and has the lookup find
+four tokens whatever the text); "as it is" leaves them.
 
 A draft of a target this small costs nearly what the target costs. What it brings beside a target that costs more is
 timed with the same target on 32 layers, of which 28 add nothing: the same answers, at eight times the layers.
@@ -226,6 +233,66 @@ def measure(folder: Path, rounds: int, chosen: list[str]) -> list[dict[str, Any]
     return rows
 
 
+class Wrong:
+    """A proposer of which every guess is a token that no answer has; where it finds nothing it may still guess that."""
+
+    def __init__(self, proposer: Any, num_found: int):
+        self._proposer, self.num_found = proposer, num_found
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._proposer, name)
+
+    def propose(self, request: Any, limit: int) -> list[int]:
+        """Guess as many tokens as the proposer does."""
+        return [ASK] * (len(self._proposer.propose(request, limit)) or min(limit, self.num_found))
+
+
+def middle_range(values: list[float], num_draws: int = 2000) -> tuple[float, float]:
+    """Return the bounds within which 95 % of the medians of resampled values lie."""
+    rng = random.Random(0)
+    medians = sorted(statistics.median(rng.choices(values, k=len(values))) for _ in range(num_draws))
+    return medians[num_draws // 40], medians[-num_draws // 40 - 1]
+
+
+def pairs(folder: Path, rounds: int, length: int = 64) -> list[dict[str, Any]]:
+    """Return the speed with each way of guessing over that without, of requests in which guessing finds little."""
+    rows = []
+    for name, speculation in ways(folder, is_timed=True).items():
+        for case in ("always wrong", "as it is") if speculation is not None else ():
+            off, on = open_llm(folder, None), open_llm(folder, speculation)
+            if case == "always wrong":
+                on.engine.scheduler.proposer = Wrong(on.engine.scheduler.proposer, 4 if name == "ngram" else 0)
+            found: dict[str, list[float]] = {"off": [], "on": []}
+            rng = random.Random(7)
+            for number in range(rounds + 3):
+                prompt = [rng.randrange(9, VOCAB_SIZE) for _ in range(20)]
+                params = SamplingParams(temperature=1.0, seed=number, max_tokens=length, ignore_eos=True)
+                turns = [("off", off), ("on", on)]
+                for side, llm in turns if number % 2 else reversed(turns):
+                    start = time.process_time()
+                    llm.generate(prompt, params)
+                    found[side].append(time.process_time() - start)
+            warm = {side: times[3:] for side, times in found.items()}  # oneDNN makes its kernels in the first turns
+            ratios = [a / b for a, b in zip(warm["off"], warm["on"], strict=True)]
+            low, high = middle_range(ratios)
+            stats = on.stats()
+            rows.append(
+                {
+                    "name": f"free, {case}, {name}: median of {rounds} pairs, 95 % within {low:.3f} to {high:.3f}",
+                    "ours": length * rounds / sum(warm["on"]),
+                    "rival": length * rounds / sum(warm["off"]),
+                    "rival_name": "without guessing, in turns, CPU time",
+                    "ratio": statistics.median(ratios),
+                    "unit": "tokens/s of CPU time",
+                    "runs": rounds,
+                    "drafted": stats.num_drafted,
+                    "accepted": stats.num_accepted,
+                }
+            )
+            print(rows[-1], flush=True)
+    return rows
+
+
 def differing(same: dict[str, Any]) -> list[dict[str, Any]]:
     """Return for each way of guessing how many answers, at all temperatures, differ from those without."""
     found: dict[str, list[int]] = {}
@@ -249,13 +316,13 @@ def differing(same: dict[str, Any]) -> list[dict[str, Any]]:
 def main() -> None:
     """Train the pair, run the comparison, or join its parts."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=("train", "run", "join"))
+    parser.add_argument("what", choices=("train", "run", "pairs", "join"))
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop training after so long; call it again")
     parser.add_argument("--only", nargs="*", choices=MADE, default=list(MADE))
     parser.add_argument("--prompts", type=int, default=500)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, help="of `run`: 3; pairs of `pairs`: 60")
     parser.add_argument("--temperatures", type=float, nargs="*", default=list(TEMPERATURES))
     parser.add_argument("--tasks", nargs="*", choices=TASKS, default=list(TASKS))
     parser.add_argument("--parts", type=Path, nargs="+")
@@ -270,11 +337,14 @@ def main() -> None:
         for part in arguments.parts:
             found = json.loads(part.read_text())
             rows, same = rows + found["rows"], same | found["same"]
+    elif arguments.what == "pairs":
+        torch.set_num_threads(1)
+        rows = pairs(arguments.folder, arguments.rounds or 60)
     else:
         torch.set_num_threads(1)
-        rows = measure(arguments.folder, arguments.rounds, arguments.tasks)
+        rows = measure(arguments.folder, arguments.rounds or 3, arguments.tasks)
         same = compare(arguments.folder, arguments.prompts, arguments.temperatures)
-    rows = [row for row in rows if row["unit"] == "tokens/s"] + differing(same)
+    rows = [row for row in rows if row["unit"] != "answers"] + differing(same)
     print(json.dumps(same, indent=1))
     if arguments.json:
         write_result(arguments.json, {"rows": rows, "same": same})

@@ -7,7 +7,8 @@ own request's.
 Attention is computed in a canonical shape, so that the bits of an output depend on the absolute position and on the
 tokens before it alone, never on how a prompt was cut into chunks, on a prefix hit, or on the neighbours: queries in
 tiles of `QUERY_TILE` rows that begin at multiples of it (missing rows are filled and thrown away) against the keys from
-0 to the next multiple of `KEY_TILE` (later keys are masked), see `modelwright.nn.tiles`. Linear layers and norms work
+0 to the next multiple of `KEY_TILE` (later keys are masked), see `modelwright.nn.tiles`; a token alone takes fewer rows
+where they give the same bits. Linear layers and norms work
 row by row in bf16 on CPUs, where this makes outputs bitwise reproducible; in fp32 the matrix kernels differ with the
 number of rows, by about 1e-6. Missing keys come from the null block, which is always zero: whatever a freed block holds
 cannot reach an output.
@@ -25,9 +26,9 @@ from modelwright.base.errors import ConfigError
 from modelwright.engine.kv_store import KVStore, make_store, slot_bytes
 from modelwright.engine.scheduler import Chunk
 from modelwright.models.decoder import LayerCache
-from modelwright.nn.attention import NO_RULE, AttentionRule
+from modelwright.nn.attention import NO_RULE, Attention, AttentionRule
 from modelwright.nn.linear import linears
-from modelwright.nn.tiles import KEY_TILE, QUERY_TILE, attend_rows, tile_mask
+from modelwright.nn.tiles import KEY_TILE, QUERY_TILE, attend_rows, decode_rows, tile_mask
 
 # Up to this many multiply-adds, torch computes a bf16 product outside oneDNN (mkldnn_gemm_min_size) and rounds
 # otherwise. Tiny models reach it with one or two rows, so their steps are padded beyond it.
@@ -172,8 +173,9 @@ class PagedState:
 class Planner:
     """Lays out a step: from chunks of requests to the index tensors of a `StepPlan`."""
 
-    def __init__(self, block_size: int, min_rows: int, device: torch.device):
+    def __init__(self, block_size: int, min_rows: int, device: torch.device, decode_rows: int = QUERY_TILE):
         self.block_size = block_size
+        self.decode_rows = decode_rows  # of a token alone
         self.min_rows = min_rows  # a step is padded to so many tokens at least
         self.device = device
 
@@ -183,12 +185,12 @@ class Planner:
         positions, slots = [], []
         last_rows: list[int] = []
         gathers: list[tuple[list[np.ndarray], list[tuple[np.ndarray, np.ndarray, int]]]] = []
-        alone: dict[int, int] = {}  # number of keys -> index of the gather shared by requests with a single tile
+        alone: dict[tuple[int, int], int] = {}  # rows and keys -> index of the gather that requests of one tile share
         for chunk in chunks:
-            rows, tile_positions, num_keys = _tile(chunk, len(ids))
+            rows, tile_positions, num_keys = _tile(chunk, len(ids), self.decode_rows)
             table = self._slot_table(chunk, int(num_keys[-1]))
             if len(num_keys) == 1:
-                at = alone.setdefault(int(num_keys[0]), len(gathers))
+                at = alone.setdefault((rows.shape[1], int(num_keys[0])), len(gathers))
                 if at == len(gathers):
                     gathers.append(([], []))
             else:
@@ -253,13 +255,18 @@ def few_sizes(num: int) -> int:
     return -(-num // unit) * unit
 
 
-def _tile(chunk: Span, offset: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _tile(chunk: Span, offset: int, decode_rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cut a chunk's positions into tiles.
 
     Returns:
         The tiles' rows in the step (-1 where a tile's position is not in the chunk), their positions, both
-        (tiles, QUERY_TILE), and the number of keys each tile looks at (tiles,).
+        (tiles, QUERY_TILE), or (1, decode_rows) for a token alone, and the number of keys each looks at (tiles,).
     """
+    if chunk.computed_end - chunk.start == 1:
+        rows = np.full((1, decode_rows), -1)
+        rows[0, 0] = offset
+        positions = chunk.start + np.arange(decode_rows)[None]
+        return rows, positions, np.array([chunk.start // KEY_TILE + 1]) * KEY_TILE
     tiles = np.arange(chunk.start // QUERY_TILE, (chunk.computed_end - 1) // QUERY_TILE + 1)
     positions = tiles[:, None] * QUERY_TILE + np.arange(QUERY_TILE)
     is_real = (positions >= chunk.start) & (positions < chunk.computed_end)
@@ -292,6 +299,21 @@ def refuse_unpaged(model: nn.Module, layout: Sequence[LayerCache]) -> None:
         )
 
 
+def rows_alone(model: nn.Module, layout: Sequence[LayerCache]) -> int:
+    """Return the query rows of a token alone, of which every layer makes the bits of a tile.
+
+    Other classes of attention, soft-caps and sinks are computed by other products, and keep the tile.
+    """
+    layers = [module for module in model.modules() if isinstance(module, Attention)]
+    weight = next(p for p in model.parameters() if p.is_floating_point())
+    is_plain = all(layer.options.softcap is None and layer.sinks is None for layer in layers)
+    is_whole = len(layers) == sum(cache.num_kv_heads > 0 for cache in layout)
+    if weight.dtype != torch.bfloat16 or weight.device.type != "cpu" or not (is_plain and is_whole and layers):
+        return QUERY_TILE
+    sizes = {(layer.q.out_features // layer.k.out_features, layer.head_dim) for layer in layers}
+    return max(decode_rows(group_size, head_dim, head_dim) for group_size, head_dim in sizes)
+
+
 def smallest_product(model: nn.Module) -> int:
     """Return the multiply-adds of one row in the smallest linear layer, dense or low-bit."""
     sizes: list[Any] = [(layer.in_features, layer.out_features) for _, layer in linears(model)]
@@ -312,7 +334,7 @@ class Runner:
             pool[:block_size] = 0  # the null block
         self.hidden_rows: Tensor | None = None  # (R, D) what the last step's logits were made from
         smallest = min(smallest_product(model), *(p.numel() for p in model.parameters() if p.dim() == 2))
-        self.planner = Planner(block_size, SMALL_PRODUCT // smallest + 1, self.device)
+        self.planner = Planner(block_size, SMALL_PRODUCT // smallest + 1, self.device, rows_alone(model, layout))
 
     @property
     def pools(self) -> list[Tensor]:

@@ -2,11 +2,14 @@
 
 The last bits of a product depend on the shape it is computed in. The engine therefore has one shape for every
 query: tiles of `QUERY_TILE` positions that begin at multiples of it, against keys 0 to the next multiple of `KEY_TILE`,
-later ones masked. The backend "tiles" gives the plain forward pass the same shape: with bf16 weights on a CPU that
-computes bf16, log-probabilities of `modelwright.models.scoring` are then those of the engine bit for bit, gradients
-included. It is slower than the other backends; use it where equality matters (ratios of policies), not to train.
+later ones masked. A token alone, as in decoding, takes fewer rows where these give the same bits (`decode_rows`). The
+backend "tiles" gives the plain forward pass the same shape: with bf16 weights on a CPU that computes bf16,
+log-probabilities of `modelwright.models.scoring` are then those of the engine bit for bit, gradients included. It is
+slower than the other backends; use it where equality matters (ratios of policies), not to train.
 Not done: packed documents, biases, attention that is not causal.
 """
+
+import functools
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +18,12 @@ from torch import Tensor
 from modelwright.base.errors import ConfigError
 from modelwright.nn.attention import NO_RULE, AttentionRule
 
-# 4 rows x the query heads of a kv head: decode costs little more than one row (1.3x at 512 keys), prefill 1.2x
-# of what tiles of 16 take (two cores with AVX512-BF16).
+# 4 rows x the query heads of a kv head: prefill costs 1.2x of what tiles of 16 take (two cores with AVX512-BF16).
 QUERY_TILE = 4
 KEY_TILE = 128
+# Products of fewer rows go through other kernels of oneDNN, which round otherwise: measured over heads of 16, 64 and
+# 128, 1 to 8 query heads a kv head, 16 to 1040 keys. From 4 rows on all were equal, up to 16 tokens together.
+SAME_ROWS = 4
 
 
 def tile_mask(distance: Tensor, window: int | None, group_size: int, dtype: torch.dtype) -> Tensor:
@@ -76,6 +81,33 @@ def _attend_by_rule(
     sinks = sinks.reshape(num_kv_heads, num_rows, 1)
     joined = torch.cat((scores, sinks.expand(tiles.shape[0], -1, -1, -1)), dim=-1)
     return (joined.softmax(-1)[..., :-1] @ values.float()).to(tiles.dtype)
+
+
+@functools.cache
+def decode_rows(group_size: int, head_dim: int, value_dim: int) -> int:
+    """Return how many query rows a bf16 token alone needs on this CPU to get the bits it gets in a tile.
+
+    Told by measurement: random heads, as a tile and in fewer rows; where one bit differs, it is the tile's number.
+
+    Args:
+        group_size: Query heads of a kv head.
+        head_dim: Of queries and keys.
+        value_dim: Of values.
+    """
+    count = min(QUERY_TILE, -(-SAME_ROWS // group_size))
+    generator = torch.Generator().manual_seed(0)
+    for num_keys in (KEY_TILE, 3 * KEY_TILE, 5 * KEY_TILE):
+        shapes = ((QUERY_TILE, 64 * group_size, head_dim), (1, 64, num_keys, head_dim), (1, 64, num_keys, value_dim))
+        q, k, v = (torch.randn(shape, generator=generator).bfloat16() for shape in shapes)
+        positions = torch.arange(num_keys - QUERY_TILE, num_keys)
+        distance = positions[None, :, None] - torch.arange(num_keys)
+        told = []
+        for rows in (QUERY_TILE, count):
+            mask = tile_mask(distance[:, :rows], None, group_size, q.dtype)
+            told.append(attend_rows(q[:rows], k, v, mask, head_dim**-0.5, NO_RULE)[:count])
+        if not torch.equal(told[0], told[1]):
+            return QUERY_TILE
+    return count
 
 
 def attend_tiles(
