@@ -55,6 +55,8 @@ def test_an_adapter_answers_when_it_is_named(toy, tmp_path, monkeypatch, capsys)
         return out.rpartition("from now on\n")[2]
 
     assert answer() == answer("/adapter law", "/adapter") != answer("/adapter law")
-    code, _, error = say(monkeypatch, capsys, toy.model, ["/adapter nobody", "x"], *law)
-    assert code == 0 and "nobody" in error
+    code, out, error = say(monkeypatch, capsys, toy.model, ["/adapter nobody", TALK[0]], *law)
+    assert code == 0 and "no adapter 'nobody'. Loaded: law." in error
+    assert out == answer()  # the one that answered before goes on
+    assert "/adapter NAME" in say(monkeypatch, capsys, toy.model, ["/help"])[1].replace("\n", " ")
     assert "expected NAME=DIR" in say(monkeypatch, capsys, toy.model, ["x"], "--adapter", "law")[2]

@@ -75,6 +75,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def test_several_adapters_stand_behind_one_flag(toy: Toy, free_port: int, capsys: pytest.CaptureFixture[str]):
+    command = ["serve", str(toy.model), "--port", str(free_port), "--adapters", "law=nowhere", "poems=nowhere"]
+    assert main(command) == 1
+    assert "nowhere/adapter_config.json cannot be read" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("engine", "count", "config", "said"),
     [
@@ -82,6 +88,7 @@ def free_port() -> int:
         ("cluster", 1, ServeConfig(), "'local' or 'ray'"),
         ("ray", 0, ServeConfig(), "at least 1"),
         ("ray", 2, ServeConfig(trace_file=Path("t.jsonl")), "one process"),
+        ("ray", 2, ServeConfig(adapter_dir=Path("adapters")), "--adapters where --engine is ray"),
     ],
 )
 def test_settings_of_replicas_that_contradict_each_other_are_refused(

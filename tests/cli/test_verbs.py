@@ -270,8 +270,8 @@ def test_eval_of_a_model_without_text_says_what_is_missing(toy: Toy, capsys: Sho
 def test_chat_answers_piped_turns_remembers_and_forgets(toy: Toy, capsys: Shown, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\n\n/new\nhello\n/quit\nnever read\n"))
     shown = done(capsys, "chat", toy.model, "--max-tokens", 8, "--seed", 1)
-    first, forgotten, second = shown.partition("forgotten\n")
-    assert forgotten and first.strip() and first == second
+    first, between, second = shown.partition("begun anew\n")
+    assert between and first.strip() and first == second
 
 
 def test_chat_refuses_settings_out_of_range_before_loading(tmp_path: Path, capsys: Shown):

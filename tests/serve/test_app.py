@@ -155,6 +155,8 @@ def test_a_request_for_more_than_may_ever_wait_is_the_clients_mistake(start, bui
 
 
 def test_what_contradicts_itself_is_refused_before_anything_starts(build_engine, tmp_path, index):
+    with pytest.raises(ConfigError, match="otlp_endpoint is 'localhost:4318'; expected a URL"):
+        ServeConfig(otlp_endpoint="localhost:4318")
     engine = build_engine()
     with pytest.raises(ConfigError, match="nothing to serve"):
         create_app(ServeConfig(), None, None, "tiny", None, None)

@@ -165,6 +165,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, page: Path, request: Any) 
         "dan": add_key(file, "dan", requests_per_minute=10),
         "eve": add_key(file, "eve", requests_per_minute=3),
         "ops": add_key(file, "ops", scopes=["metrics"]),
+        "boss": add_key(file, "boss", scopes=["admin"]),
     }
     with make_engine() as engine:
         config = ServeConfig(api_key_file=file)
@@ -265,6 +266,14 @@ def test_a_crowd_at_once_gets_exactly_what_the_limit_lets_in(guarded):
         statuses = list(threads.map(ask, range(100)))
     refilled = math.ceil((time.monotonic() - begun) * 10 / 60)
     assert 10 <= statuses.count(200) <= 10 + refilled and set(statuses) == {200, 429}
+
+
+def test_nobody_but_an_admin_goes_before_the_others(guarded):
+    hello = {"model": "tiny", "prompt": "A", "max_tokens": 1}
+    with pytest.raises(openai.PermissionDeniedError, match="priority is -1"):
+        client(guarded, "ann").completions.create(**hello, extra_body={"priority": -1})
+    assert client(guarded, "ann").completions.create(**hello, extra_body={"priority": 1}).choices
+    assert client(guarded, "boss").completions.create(**hello, extra_body={"priority": -1}).choices
 
 
 def test_prefixes_are_not_shared_between_keys(guarded):

@@ -1,6 +1,7 @@
 """A trace holds what was asked and what came; its replay finds the same tokens, and says where they part."""
 
 import concurrent.futures
+import dataclasses
 import json
 import os
 import stat
@@ -8,15 +9,17 @@ import stat
 import pytest
 import torch
 
+from modelwright.base.config import build
 from modelwright.base.errors import DataError
 from modelwright.cli.main import main
 from modelwright.engine.engine import EngineConfig
 from modelwright.engine.llm import LLM
+from modelwright.engine.speculative import SpeculationConfig
 from modelwright.engine.stream import AsyncEngine
 from modelwright.models.llama import Llama, LlamaConfig
 from modelwright.models.weights import save_model
 from modelwright.serve.app import ServeConfig, create_app
-from modelwright.serve.trace import engine_settings, read_trace, replay
+from modelwright.serve.trace import Trace, engine_settings, read_trace, replay
 from modelwright.tokenizer.train import train_bpe
 
 pytestmark = pytest.mark.service
@@ -92,6 +95,14 @@ def test_the_file_is_its_owners_and_survives_a_cut(traced, tmp_path):
         list(read_trace(strange))
     with pytest.raises(DataError, match="does not exist"):
         list(read_trace(tmp_path / "none.jsonl"))
+
+
+def test_whoever_guesses_is_no_part_of_a_trace(traced, tmp_path):
+    _, model, tokenizer, settings = traced
+    guessed = dataclasses.replace(settings, speculation=SpeculationConfig("draft", draft=tmp_path / "draft"))
+    trace = Trace(tmp_path / "trace.jsonl", model, guessed)  # a path, or a model, that JSON has no word for
+    trace.close()
+    assert build(EngineConfig, engine_settings(tmp_path / "trace.jsonl")) == settings
 
 
 def test_the_verb_replays_a_folder(traced, tmp_path, capsys):

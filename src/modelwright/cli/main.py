@@ -168,6 +168,7 @@ VERBS = {
     ),
 }
 
+ADAPTERS = "--adapters"  # takes several NAME=DIR; typer knows an option only once for each value
 TRAINING = ("train", "tune", "quickstart")  # verbs that hold the memory of a training step
 
 
@@ -198,13 +199,26 @@ def main(arguments: list[str]) -> int:
         hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(VERBS)}."
         return _complain(f"{name!r} is not a verb of mw. {hint} `mw --help` shows them all.", 2)
     try:
-        return _run_verb(name, arguments[1:])
+        return _run_verb(name, spread(arguments[1:]))
     except ModelwrightError as error:
         if env.read("MODELWRIGHT_DEBUG"):
             raise
         return _complain(str(error), 1)
     except KeyboardInterrupt:
         return _complain("interrupted; what was finished is kept.", 130)
+
+
+def spread(arguments: list[str]) -> list[str]:
+    """Repeat the flag before each of several adapters that stand behind it.
+
+    >>> spread(["model", "--adapters", "law=a", "poems=b", "--port", "1"])
+    ['model', '--adapters', 'law=a', '--adapters', 'poems=b', '--port', '1']
+    """
+    made: list[str] = []
+    for argument in arguments:
+        is_next = len(made) > 1 and made[-2] == ADAPTERS and "=" in argument and not argument.startswith("-")
+        made += [ADAPTERS, argument] if is_next else [argument]
+    return made
 
 
 def _run_verb(name: str, arguments: list[str]) -> int:

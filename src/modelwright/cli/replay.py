@@ -21,7 +21,7 @@ def replay(
     trace: Annotated[Path, typer.Argument(help="What mw serve --trace FILE wrote.")],
     model: Annotated[str, typer.Argument(help="The folder or hub id that was served.")],
     adapters: Annotated[
-        list[str] | None, typer.Option(help="A LoRA adapter that was served: NAME=DIR; repeatable.")
+        list[str] | None, typer.Option(help="LoRA adapters that were served: NAME=DIR NAME=DIR ...")
     ] = None,
 ) -> None:
     """Compute every completion of TRACE again, with MODEL and the engine's settings of then, and compare the tokens.

@@ -31,7 +31,7 @@ def serve(
     kv_dtype: Annotated[str | None, typer.Option(help="Round keys and values in the cache: int8 or int4.")] = None,
     quantize: Annotated[str | None, typer.Option(help="Round the weights while loading: int8, int4 or nf4.")] = None,
     tensor_parallel: Annotated[int, typer.Option(help="Processes that compute the model together.")] = 1,
-    adapters: Annotated[list[str] | None, typer.Option(help="A LoRA adapter to serve: NAME=DIR; repeatable.")] = None,
+    adapters: Annotated[list[str] | None, typer.Option(help="LoRA adapters to serve: NAME=DIR NAME=DIR ...")] = None,
     adapter_dir: Annotated[Path | None, typer.Option(help="Clients may load adapters from folders in it.")] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="Keys that may ask; make them with mw keys.")] = None,
     trace: Annotated[Path | None, typer.Option(help="Write every prompt and answer there, for mw replay.")] = None,
@@ -49,7 +49,8 @@ def serve(
 ) -> None:
     """Serve MODEL, an index, or both, with the OpenAI API under /v1 and the page at /.
 
-    MODEL may also be a sentence encoder or a reranker, which then serves vectors or scores alone.
+    MODEL may also be a sentence encoder or a reranker, which then serves vectors or scores alone. On an NVIDIA GPU, with
+    the extra gpu, attention is computed by Triton and decode steps are replayed (checked without a GPU so far).
     """
     check_port(host, port)
     config = ServeConfig(

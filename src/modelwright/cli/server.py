@@ -81,7 +81,8 @@ def start_with(engine: str, plan: Plan, address: Address, num_replicas: int) -> 
     """Serve in this process, or in several on Ray.
 
     Raises:
-        ConfigError: The engine is unknown, replicas are asked of a local server, or they would write one trace.
+        ConfigError: The engine is unknown, replicas are asked of a local server, or they would write one trace or have
+            different adapters.
     """
     if engine not in ("local", "ray"):
         raise ConfigError(f"--engine is {engine!r}; it must be 'local' or 'ray'. Give one of them.")
@@ -94,6 +95,9 @@ def start_with(engine: str, plan: Plan, address: Address, num_replicas: int) -> 
         return
     if plan.config.trace_file is not None:
         raise ConfigError("--trace is written by one process; leave it out with --engine ray.")
+    if plan.config.adapter_dir is not None:
+        message = "--adapter-dir lets clients load adapters, which one replica of several would have. Name all of them"
+        raise ConfigError(f"{message} with --adapters where --engine is ray.")
     start_replicas(plan, num_replicas, address)
 
 

@@ -11,7 +11,8 @@ from modelwright.engine.llm import LLM
 from modelwright.serve.chats import Chat, Memory
 
 HELP = (
-    "/new begins anew, /list shows what is kept, /open N goes on with one, /system TEXT begins anew with it, /quit ends"
+    "/new begins anew, /list shows what is kept, /open N goes on with one, /system TEXT begins anew with it, "
+    "/adapter NAME answers with an adapter (without a name: with the model itself), /quit ends"
 )
 
 
@@ -28,9 +29,14 @@ class Talk:
         chats = self.memory.chats
         if command in ("/new", "/system"):
             self.chat = chats.new(rest.strip() if command == "/system" else self.chat.system)
-            console.print("[dim]forgotten[/dim]" if command == "/new" else "[dim]begun anew[/dim]")
+            console.print("[dim]begun anew[/dim]")
         elif command == "/adapter":
-            self.adapter = rest.strip() or None
+            name, there = rest.strip() or None, self.model.engine.adapters.names
+            if name is not None and name not in there:
+                shown = ", ".join(there) or "none, see --adapter NAME=DIR"
+                print(f"error: There is no adapter {name!r}. Loaded: {shown}.", file=sys.stderr)
+                return
+            self.adapter = name
             console.print(f"[dim]{escape(self.adapter or 'the model itself')} answers from now on[/dim]")
         elif command == "/list":
             for one in reversed([c for c in chats.all() if c.num_turns]):

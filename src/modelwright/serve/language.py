@@ -197,9 +197,15 @@ def answers(
     """Return the stream of each completion that was asked for: draws as they come, the best of many as one piece.
 
     Raises:
-        RequestError: The model cannot search with so many beams.
+        RequestError: The model cannot search with so many beams, or the key may not go before others.
     """
     assert served.engine is not None and served.tokenizer is not None
+    key = current_key.get()
+    if params.priority < 0 and key is not None and "admin" not in key.config.scopes:
+        message = (
+            f"priority is {params.priority}; below 0 goes before all others, which takes a key of the scope 'admin'."
+        )
+        raise RequestError(f"{message} Leave it out.", param="priority", code="insufficient_scope", status=403)
     if params.beam_width is None and params.best_of is None:
         return [generate(served, ids, one, shown, asked) for one in params.split()]
     engine, tokenizer, what = served.engine, served.tokenizer, asked or Asked()

@@ -73,6 +73,9 @@ class ServeConfig:
             seconds = getattr(self, name)
             if seconds is not None and not seconds > 0:
                 raise ConfigError(f"serve.{name} is {seconds:g}; it must be above 0. Give the seconds to wait.")
+        url = self.otlp_endpoint
+        if url is not None and not url.startswith(("http://", "https://")):
+            raise ConfigError(f"serve.otlp_endpoint is {url!r}; expected a URL, such as http://localhost:4318.")
 
 
 @dataclass(frozen=True)

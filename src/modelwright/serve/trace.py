@@ -48,7 +48,10 @@ class Trace:
         except OSError as error:
             raise DataError(f"The trace {path} cannot be written: {error.strerror}. Give another file.") from error
         self._lock = threading.Lock()
-        settings = {name: value for name, value in asdict(engine).items() if value is not None}
+        # Guessing changes no token, so a replay needs none; and who guesses may be a model, which no line can hold.
+        settings = {
+            name: value for name, value in asdict(replace(engine, speculation=None)).items() if value is not None
+        }
         self._write({"kind": START, "version": __version__, "model": fingerprint(model), "engine": settings})
 
     def add(
