@@ -14,6 +14,7 @@ from modelwright.base.errors import ConfigError, DataError
 from modelwright.base.files import write_jsonl
 from modelwright.base.registry import lookup
 from modelwright.cli.recipe import read_training_recipe
+from modelwright.cli.train_tracking import tell, tracked
 from modelwright.models.bert import ARCHITECTURES, BertConfig
 from modelwright.models.sentence import SentenceEncoder, load_sentence_encoder, save_sentence_encoder
 from modelwright.models.t5 import T5, T5Config
@@ -22,6 +23,7 @@ from modelwright.nn.init import init_weights
 from modelwright.train import METHODS
 from modelwright.train.forecast import read_column
 from modelwright.train.plan import plan_run
+from modelwright.train.tracking import TrackingConfig
 
 METHODS_HERE = ("masked", "write", "classify", "embed", "forecast")
 RECIPES = [p for p in sorted((Path(__file__).parents[1] / "recipes").glob("*/*.yaml")) if p.parent.name in METHODS_HERE]
@@ -121,8 +123,13 @@ def test_there_are_recipes_for_every_task():
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: f"{p.parent.name}/{p.stem}")
-def test_every_recipe_runs_at_toy_size(recipe, toy_data, bases, tmp_path):
-    result = run(recipe, toy_data, bases, tmp_path / "out")
+def test_every_recipe_runs_at_toy_size(recipe, toy_data, bases, tmp_path, capsys):
+    method, config = read_training_recipe(recipe, arguments(recipe, toy_data(recipe), bases, tmp_path / "out"))
+    with tracked(config, TrackingConfig(to=("files",), plots=False)) as hooks:  # as mw train runs it
+        result = lookup(METHODS, method, "method")(config, hooks=[tell, *hooks])
+    shown = capsys.readouterr().out
+    assert ("batch 1: " in shown and "batch 2: " in shown) == (method != "forecast"), shown
+    assert len((tmp_path / "out-tracking" / "steps.jsonl").read_text().splitlines()) == 3
     assert len(result.losses) == 3 and all(np.isfinite(loss) for _, loss in result.losses)
     assert verify(result.out).kind == "model"
     scored = [name for name in result.figures if f"{name}_before" in result.figures]

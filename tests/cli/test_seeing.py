@@ -81,7 +81,8 @@ def test_pictures_of_optimizers_activations_and_attention(toy: Toy, tmp_path: Pa
 
 def test_a_tracked_run_shows_its_batches_and_keeps_samples(toy: Toy, tmp_path: Path, capsys: Shown):
     arguments = ["--tracking.to=files", "--tracking.samples_every=2", "--tracking.show_batches=2"]
-    done(capsys, "train", pretrain_recipe(toy, tmp_path), *arguments)
+    shown = done(capsys, "train", pretrain_recipe(toy, tmp_path), *arguments)
+    assert "  batch 1: " in shown and "  batch 2: " in shown and "batch 3" not in shown
     folder = tmp_path / "model-tracking"
     assert [row["step"] for row in read_jsonl(folder / "steps.jsonl")] == [1, 2, 3, 4]
     assert {row["step"] for row in read_jsonl(folder / "samples.jsonl")} == {2, 4}

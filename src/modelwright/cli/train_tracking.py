@@ -7,11 +7,11 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from rich.text import Text
 
 from modelwright.base import distributed
 from modelwright.base.config import load, read_recipe, to_dict
 from modelwright.base.progress import console
+from modelwright.cli.train_batches import FirstBatches
 from modelwright.models.scoring import context_len
 from modelwright.tokenizer.formats import load_tokenizer
 from modelwright.train.objective import unwrap
@@ -20,7 +20,6 @@ from modelwright.train.tracking import Tracker, TrackingConfig
 
 LOG_EVERY = 20  # steps, where no progress bar can be shown
 PREFIX = "--tracking."
-MAX_ROWS, MAX_SHOWN = 2, 160  # rows of a batch, and tokens of a row, that are printed
 NUM_SAMPLED = 60
 
 
@@ -54,7 +53,7 @@ def tracked(config: Any, settings: TrackingConfig) -> Iterator[list[Any]]:
     tracker = Tracker(folder, settings, config.out.name, _flat(to_dict(config)), sampler)
     hooks: list[Any] = [tracker]
     if settings.show_batches and tokenizer is not None:
-        hooks.insert(0, _FirstBatches(tokenizer, settings.show_batches))
+        hooks.insert(0, FirstBatches(tokenizer, settings.show_batches))
     try:
         yield hooks
     finally:
@@ -76,51 +75,6 @@ def _flat(tree: Any, path: str = "") -> dict[str, Any]:
     for name, value in tree.items():
         found |= _flat(value, f"{path}.{name}" if path else name)
     return found
-
-
-class _FirstBatches:
-    """A hook that prints the batches of the first steps, decoded: what is trained in green, the rest dim."""
-
-    def __init__(self, tokenizer: Any, num_batches: int):
-        self._tokenizer, self._num_batches = tokenizer, num_batches
-
-    def __call__(self, run: Any, report: Any) -> None:
-        """Look at the data again from its beginning, and put the loader back where it was."""
-        if report.step != 1:
-            return
-        place = run.loader.state()
-        if set(place) != {"epoch", "row"}:
-            return
-        run.loader.load_state({"epoch": 0, "row": 0})
-        for index in range(self._num_batches):
-            batch = run.loader.next_batch()
-            if not all(isinstance(getattr(batch, name, None), torch.Tensor) for name in ("input_ids", "labels")):
-                break
-            trained = int((batch.labels >= 0).sum())
-            shape = "x".join(map(str, batch.input_ids.shape))
-            console.print(f"  batch {index + 1}: {shape} tokens, {trained} trained")
-            for ids, labels in zip(batch.input_ids[:MAX_ROWS].tolist(), batch.labels[:MAX_ROWS].tolist(), strict=True):
-                console.print(show_row(self._tokenizer, ids, labels))
-        run.loader.load_state(place)
-
-
-def show_row(tokenizer: Any, ids: Sequence[int], labels: Sequence[int] | Any) -> Text:
-    """Return a row's text; a token that the model is trained to say is green and underlined, the others are dim.
-
-    A label is that of the next token, so a token is trained when the label before it is not ignored.
-    """
-    trained = [False, *(label >= 0 for label in labels)][: len(ids)]
-    text = Text("    ")
-    start = 0
-    shown = min(len(ids), MAX_SHOWN)
-    while start < shown:
-        end = start
-        while end < shown and trained[end] == trained[start]:
-            end += 1
-        piece = tokenizer.decode(list(ids[start:end])).replace("\n", "⏎")
-        text.append(piece, "green underline" if trained[start] else "dim")
-        start = end
-    return text.append(" …", "dim") if len(ids) > MAX_SHOWN else text
 
 
 class _Sampler:
