@@ -6,10 +6,13 @@
 Shape of 8B parameters (hidden 4,096, 32 layers, 32/8 heads of 128, mlp 14,336, vocabulary 128,256), bfloat16, random
 weights. decode: one user, 128 tokens behind a prompt of 128. Every token reads all weights but the embedding once, so
 no engine is faster than the rate at which this GPU's memory is read; that rate is taken from copying 4 GB, counted as
-read and written. Asked for are 0.8 of it. throughput: 256 requests, prompts of 32 to 256 tokens, 16 to 256 tokens out,
+read and written. Asked for are 0.8 of it. Beside it stand the recorded step alone, without scheduling and drawing, and
+the same user through PyTorch's operations. throughput: 256 requests, prompts of 32 to 256 tokens, 16 to 256 tokens out,
 beside the continuous batching of transformers over the same weights; the two take turns.
 
-Not run on a GPU yet, only at toy size on a CPU, where transformers' batching does not run and is left out.
+Not run on a GPU yet, only at toy size on a CPU: there the steps go the GPU's way (`modelwright.engine.gpu`) with plain
+twins of the kernels and without recording, and transformers' batching does not run and is left out. The notes in the
+file say which runner computed, and why steps were not replayed if they were not.
 """
 
 import argparse
@@ -25,6 +28,7 @@ import torch
 from modelwright.base.measured import write_result
 from modelwright.base.types import SamplingParams
 from modelwright.engine.engine import EngineConfig
+from modelwright.engine.gpu import GpuRunner
 from modelwright.engine.llm import LLM
 from modelwright.models.llama import Llama, LlamaConfig
 from modelwright.models.weights import save_model
@@ -54,6 +58,24 @@ def make_model(config: LlamaConfig) -> Llama:
     return model.eval()
 
 
+def open_engine(model: Llama, **settings: Any) -> LLM:
+    """Return an engine whose steps go the GPU's way, on a CPU too unless the settings say otherwise."""
+    llm = LLM(model, config=EngineConfig(has_prefix_cache=False, **settings))
+    if DEVICE == "cpu" and settings.get("kernels") is None:
+        pool, rows = llm.engine.pool, llm.engine.config.max_running
+        sizes = {"num_blocks": pool.num_blocks, "block_size": pool.block_size, "max_rows": rows}
+        llm.engine._steps.runner = GpuRunner(model, **sizes, record=lambda work: work)
+    return llm
+
+
+def note_of(llm: LLM) -> dict[str, Any]:
+    """Return who computed the steps."""
+    runner = llm.engine.runner
+    graphs = getattr(runner, "graphs", None)
+    told = {} if graphs is None else {"replays": graphs.num_replays, "not replayed because": graphs.why_not}
+    return {"runner": type(runner).__name__, **told}
+
+
 def seconds_of(work: Any) -> float:
     """Return how long a call takes, the device's work included."""
     if DEVICE == "cuda":
@@ -74,21 +96,29 @@ def copy_rate(num_bytes: int) -> float:
 
 def decode(model: Llama, is_tiny: bool, rounds: int) -> list[dict[str, Any]]:
     """Return one user's tokens a second beside the limit of the memory."""
-    length = 16 if is_tiny else 128
-    llm = LLM(model, config=EngineConfig(has_prefix_cache=False))
+    length = 24 if is_tiny else 128
     prompt = list(range(3, 131))
-
-    def run(num: int) -> float:
-        params = SamplingParams(temperature=0, max_tokens=num, ignore_eos=True)
-        return seconds_of(lambda: llm.generate([prompt], params))
-
-    run(length)  # warm-up
-    speeds = [(length - 1) / (run(length) - run(1)) for _ in range(rounds)]
     embedding = model.embed.weight.numel() * (not model.config.tie_embeddings)
     num_bytes = 2 * (sum(p.numel() for p in model.parameters()) - embedding)
     limit = copy_rate(64 << 20 if is_tiny else 4 << 30) / num_bytes
-    llm.close()
-    return [row("one user, decode (0.8 wanted)", speeds, [limit], "the memory's limit, by the rate of a copy")]
+    named = "the memory's limit, by the rate of a copy"
+    rows = []
+    for kernels, name in ((None, "one user, decode (0.8 wanted)"), ("plain", "one user, PyTorch's operations")):
+        llm = open_engine(model, kernels=kernels)
+
+        def run(num: int, llm: LLM = llm) -> float:
+            params = SamplingParams(temperature=0, max_tokens=num, ignore_eos=True)
+            return seconds_of(lambda: llm.generate([prompt], params))
+
+        run(length)  # warm-up
+        speeds = [(length - 1) / (run(length) - run(1)) for _ in range(rounds)]
+        rows.append({**row(name, speeds, [limit], named), "note": note_of(llm)})
+        graphs = getattr(llm.engine.runner, "graphs", None)
+        if graphs is not None and graphs.why_not is None:
+            alone = [1 / statistics.median(seconds_of(graphs.again) for _ in range(20)) for _ in range(rounds)]
+            rows.append(row("one user, the recorded step alone", alone, [limit], named))
+        llm.close()
+    return rows
 
 
 def throughput(model: Llama, is_tiny: bool, rounds: int) -> list[dict[str, Any]]:
@@ -99,7 +129,7 @@ def throughput(model: Llama, is_tiny: bool, rounds: int) -> list[dict[str, Any]]
     lengths = [rng.randint(16, most) for _ in prompts]
     gigabytes = 1 if is_tiny else 24
     sizes = {"max_running": num, "max_tokens_per_step": 512 if is_tiny else 4096, "kv_cache_bytes": gigabytes << 30}
-    llm = LLM(model, config=EngineConfig(has_prefix_cache=False, **sizes))
+    llm = open_engine(model, **sizes)
     params = [SamplingParams(temperature=0, max_tokens=length, ignore_eos=True) for length in lengths]
     rival = batching_of_transformers(model) if DEVICE == "cuda" else None
     ours: list[float] = []
@@ -110,8 +140,9 @@ def throughput(model: Llama, is_tiny: bool, rounds: int) -> list[dict[str, Any]]
         if round_number:  # the first warms up
             ours.append(sum(lengths) / spent)
             theirs += [] if other is None else [sum(lengths) / other]
+    note = note_of(llm)
     llm.close()
-    return [row(f"{num} requests, tokens out", ours, theirs, "transformers, continuous batching")]
+    return [{**row(f"{num} requests, tokens out", ours, theirs, "transformers, continuous batching"), "note": note}]
 
 
 def batching_of_transformers(model: Llama) -> Any:

@@ -49,8 +49,8 @@ def serve(
 ) -> None:
     """Serve MODEL, an index, or both, with the OpenAI API under /v1 and the page at /.
 
-    MODEL may also be a sentence encoder or a reranker, which then serves vectors or scores alone. On an NVIDIA GPU, with
-    the extra gpu, attention is computed by Triton and decode steps are replayed (checked without a GPU so far).
+    MODEL may also be a sentence encoder or a reranker, which then serves vectors or scores alone. On an NVIDIA GPU and
+    with the extra gpu, attention is computed by Triton and decode steps are replayed (checked without a GPU so far).
     """
     check_port(host, port)
     config = ServeConfig(

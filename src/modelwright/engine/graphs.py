@@ -157,6 +157,7 @@ class DecodeGraphs:
         self._numbers = torch.zeros(size, dtype=torch.int64, device=device)  # every recording's buffers
         self._recorded: dict[tuple[int, int], Replay] = {}
         self._wanted: Counter[tuple[int, int]] = Counter()
+        self._last = (0, 0)
         self._out: tuple[Tensor, Tensor] | None = None  # hidden and logits of the last replay
         self._addresses: list[int] = []
 
@@ -172,8 +173,14 @@ class DecodeGraphs:
             return None
         assert self._out is not None
         self._recorded[chosen]()
+        self._last = chosen
         self.num_replays += 1
         return self._out[0][: len(chunks)].clone(), self._out[1][: len(chunks)]
+
+    @torch.inference_mode()
+    def again(self) -> None:
+        """Replay the last replayed step once more, for measuring."""
+        self._recorded[self._last]()
 
     def _check_weights(self) -> None:
         """Drop what was recorded if a weight has another address than then."""
