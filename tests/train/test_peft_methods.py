@@ -8,6 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from modelwright.base.errors import CheckpointError, ConfigError
+from modelwright.data.load import Batch
+from modelwright.data.pack import IGNORED
 from modelwright.models.llama import Llama, LlamaConfig
 from modelwright.models.weights import save_model
 from modelwright.nn.adalora import AdaLoraConfig
@@ -25,6 +27,7 @@ from modelwright.nn.virtual_tokens import PrefixConfig, PromptConfig
 from modelwright.optim.build import AdamWConfig, OptimizerConfig, make_optimizer
 from modelwright.train.adapt import adapt
 from modelwright.train.adapter import load_adapter, save_adapter
+from modelwright.train.objective import CausalLanguageModeling
 
 IDS = torch.arange(24).view(2, 12) % 64
 ALL = ("q", "k", "v", "o", "gate", "up", "down")
@@ -92,6 +95,21 @@ def test_it_learns_with_its_own_parameters_alone(name):
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trained)
     assert loss_of(model).item() < first - (0.005 if name in ("prefix", "prompt") else 0.1)
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters() if n in before)
+
+
+def test_an_adapter_on_the_output_matrix_is_trained_by_the_loss_in_pieces():
+    model = small_llama()
+    attach_adapter(model, LoraConfig(("lm_head", "embed", "q"), rank=4))
+    shake(model)
+    labels = torch.cat((IDS[:, 1:], torch.full((2, 1), IGNORED)), dim=1)
+    CausalLanguageModeling(max_logits=64 * 5).loss(model, Batch(IDS, labels)).backward()
+    found = [p.grad.clone() for p in trained_parameters(model)]
+    for parameter in trained_parameters(model):
+        parameter.grad = None
+    (loss_of(model) * (labels != IGNORED).sum()).backward()
+    for mine, parameter in zip(found, trained_parameters(model), strict=True):
+        assert mine.abs().sum() > 0
+        torch.testing.assert_close(mine, parameter.grad, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -1,5 +1,6 @@
 """Number formats, recomputation and the averaged weights inside the loop."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ import torch
 from tests.train.test_loop import gradients, plain_loop, stream_loader, tiny_model
 
 from modelwright.base.errors import ConfigError
-from modelwright.optim.build import OptimizerConfig
+from modelwright.optim.build import AdamWConfig, OptimizerConfig
 from modelwright.optim.ema import EmaConfig
 from modelwright.train.checkpoint import CheckpointConfig
 from modelwright.train.loop import Run, train
@@ -33,6 +34,19 @@ class Faint(Objective):
 
     def loss(self, model, batch):
         return model(batch.input_ids).logits.float().square().sum() * 1e-9
+
+
+def test_weights_of_16_bits_move_at_a_rate_that_would_be_rounded_away():
+    slow = plain_loop(num_steps=4, optimizer=OptimizerConfig(name="adamw", adamw=AdamWConfig(learning_rate=1e-6)))
+    first = tiny_model().bfloat16().float()
+    expected = train(copy.deepcopy(first), CausalLanguageModeling(), stream_loader(), slow).model.state_dict()
+    run = train(tiny_model().bfloat16(), CausalLanguageModeling(), stream_loader(), slow)
+    for name, value in run.model.state_dict().items():
+        assert value.dtype == torch.float32 and torch.equal(value, expected[name]), name
+    moved = run.model.layers[0].mlp.up.weight
+    assert float((moved != first.layers[0].mlp.up.weight).float().mean()) > 0.9
+    # The control: rounded to 16 bits, hardly one of these weights differs.
+    assert float((moved.bfloat16() != first.layers[0].mlp.up.weight.bfloat16()).float().mean()) < 0.1
 
 
 def test_scaling_saves_gradients_that_fp16_cannot_hold():

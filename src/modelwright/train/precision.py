@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from modelwright.base.device import has_fast_bf16
 from modelwright.base.errors import ConfigError, DeviceError
+from modelwright.base.logs import get_logger
 from modelwright.nn.float8 import MULTIPLE, use_float8
 
+logger = get_logger(__name__)
 PRECISIONS = ("bf16", "fp16", "fp32", "fp8")
 FIRST_SCALE = 2.0**16
 GROWTH_STEPS = 2000  # steps without an overflow after which the scale doubles
@@ -39,7 +41,13 @@ class Precision:
         self.num_good = 0  # updates since the last overflow or growth
 
     def convert(self, model: nn.Module) -> nn.Module:
-        """Return the model with its large linear layers computed in fp8 where that is the format; else as it is."""
+        """Return the model with trained weights in float32, and its large linear layers in fp8 where that is asked for.
+
+        An update below 1/256 of a bfloat16 weight is rounded away: at a rate of 1e-5 such a weight would never move.
+        """
+        if any(p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()):
+            logger.info("the weights stand in 16 bits and are trained: they are put into float32")
+            model = model.float()
         if self.name == "fp8" and not use_float8(model):
             raise ConfigError(
                 f"loop.precision is 'fp8', but {type(model).__name__} has no linear layer whose sides are multiples of "
