@@ -52,6 +52,7 @@ LENGTH = NUM_PASSAGES * (PASSAGE + 1) + 2
 TEMPERATURES = (0.0, 0.7, 1.0)
 DEEP = 32  # layers of the target that costs more
 MADE, TASKS = ("target", "draft", "heads"), ("quoting", "free")
+CASES = ("always wrong", "as it is")
 
 
 def make_rows(count: int, generator: torch.Generator) -> Tensor:
@@ -254,11 +255,11 @@ def middle_range(values: list[float], num_draws: int = 2000) -> tuple[float, flo
     return medians[num_draws // 40], medians[-num_draws // 40 - 1]
 
 
-def pairs(folder: Path, rounds: int, length: int = 64) -> list[dict[str, Any]]:
+def pairs(folder: Path, rounds: int, cases: list[str], length: int = 64) -> list[dict[str, Any]]:
     """Return the speed with each way of guessing over that without, of requests in which guessing finds little."""
     rows = []
     for name, speculation in ways(folder, is_timed=True).items():
-        for case in ("always wrong", "as it is") if speculation is not None else ():
+        for case in cases if speculation is not None else ():
             off, on = open_llm(folder, None), open_llm(folder, speculation)
             if case == "always wrong":
                 on.engine.scheduler.proposer = Wrong(on.engine.scheduler.proposer, 4 if name == "ngram" else 0)
@@ -325,6 +326,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="of `run`: 3; pairs of `pairs`: 60")
     parser.add_argument("--temperatures", type=float, nargs="*", default=list(TEMPERATURES))
     parser.add_argument("--tasks", nargs="*", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES), help="of `pairs`")
     parser.add_argument("--parts", type=Path, nargs="+")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -339,7 +341,7 @@ def main() -> None:
             rows, same = rows + found["rows"], same | found["same"]
     elif arguments.what == "pairs":
         torch.set_num_threads(1)
-        rows = pairs(arguments.folder, arguments.rounds or 60)
+        rows = pairs(arguments.folder, arguments.rounds or 60, arguments.cases)
     else:
         torch.set_num_threads(1)
         rows = measure(arguments.folder, arguments.rounds or 3, arguments.tasks)

@@ -11,6 +11,7 @@ Which models: the Llama family with linear layers of 4, 8 or 16 bits; `refusal` 
 """
 
 import ctypes
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from modelwright.base.errors import ConfigError
 from modelwright.engine.scheduler import Chunk
 from modelwright.models.llama import Llama
-from modelwright.nn.kernels.packed import BLOCK, Arena, CMatrix, PackedMatrix, allocate, bits_of
+from modelwright.nn.kernels.packed import BLOCK, Arena, CMatrix, PackedMatrix, allocate, bits_of, commit
 from modelwright.nn.kernels.packed_lora import PackedAdapter
 
 TILE = 16  # positions in a tile of the cache
@@ -131,6 +132,7 @@ class NativeRunner:
         self.pools = [allocate(num_bytes).view(torch.bfloat16).view(shape) for _ in range(c.num_layers)]
         for pool in self.pools:
             pool[:block_size] = 0  # the null block
+        self._has_memory = False  # the cache is committed in the background, behind the first step
         self._arena = Arena()
         self._kept: list[Any] = []  # what the structures point into
         self._model = self._describe()
@@ -214,6 +216,9 @@ class NativeRunner:
         of_tokens = None if changes is None else changes.ctypes.data
         step = CStep(len(ids), len(rows), torch.get_num_threads(), *addresses, logits.data_ptr(), of_tokens)
         self.library.mw_step(ctypes.byref(self._model), ctypes.byref(step))
+        if not self._has_memory:
+            self._has_memory = True
+            threading.Thread(target=commit, args=(self.pools,), name="commit-cache", daemon=True).start()
         return logits[:, : self.vocab_size]
 
     def _changes(self, chunks: Sequence[Chunk], spans: Sequence[range]) -> np.ndarray | None:

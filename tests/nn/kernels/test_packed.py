@@ -8,7 +8,15 @@ import torch
 from torch import nn
 
 from modelwright.base.errors import CheckpointError, ConfigError
-from modelwright.nn.kernels.packed import PackedMatrix, bits_of, multiply_plain, quantize_rows, round_linear
+from modelwright.nn.kernels.packed import (
+    PackedMatrix,
+    allocate,
+    bits_of,
+    commit,
+    multiply_plain,
+    quantize_rows,
+    round_linear,
+)
 from modelwright.nn.lowbit import LAYERS, Int2Linear, Int4Linear, Int8Linear
 
 
@@ -127,3 +135,11 @@ def test_layers_without_a_kernel_are_named(library: ctypes.CDLL):
             bits_of(layer)
     with pytest.raises(ConfigError, match="do not join"):
         PackedMatrix(library, [make(4, 64, 32), make(8, 64, 32)])
+
+
+def test_committing_memory_changes_nothing_that_is_there():
+    memory = allocate((6 << 20) + 1000)
+    memory[::4096] = 7
+    before = memory.clone()
+    commit([memory, memory[:100], torch.zeros(10)], chunk_bytes=1 << 20)
+    assert torch.equal(memory, before)

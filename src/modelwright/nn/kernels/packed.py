@@ -25,6 +25,7 @@ GROUP = 32  # inputs that share an activation scale
 BLOCK = 32  # outputs in a block
 LARGE_PAGE = 2 << 20
 MADV_HUGEPAGE = 14
+MADV_POPULATE_WRITE = 23  # Linux 5.14
 
 
 class CMatrix(ctypes.Structure):
@@ -82,6 +83,22 @@ def allocate(num_bytes: int) -> Tensor:
     if advise is not None and num_bytes >= LARGE_PAGE:  # a wish: what it returns does not matter
         advise(ctypes.c_void_p(found.data_ptr()), ctypes.c_size_t(num_bytes // LARGE_PAGE * LARGE_PAGE), MADV_HUGEPAGE)
     return found
+
+
+def commit(tensors: Sequence[Tensor], chunk_bytes: int = 8 << 20) -> None:
+    """Have the system give memory to pages that nobody has touched yet, without a change to what they hold.
+
+    A first touch costs a fault and a page of zeros, 0.3 s for a cache of 512 MB, which requests would wait for. Safe
+    while others read and write. Where the system cannot do it, the first touch does.
+    """
+    advise = getattr(ctypes.CDLL(None), "madvise", None)
+    for tensor in tensors if advise is not None else ():
+        start = -(-tensor.data_ptr() // LARGE_PAGE) * LARGE_PAGE
+        end = (tensor.data_ptr() + tensor.nbytes) // LARGE_PAGE * LARGE_PAGE
+        for at in range(start, end, chunk_bytes):
+            size = min(chunk_bytes, end - at)
+            if advise(ctypes.c_void_p(at), ctypes.c_size_t(size), MADV_POPULATE_WRITE):
+                return
 
 
 class PackedMatrix:
