@@ -193,6 +193,9 @@ def main() -> None:
     torch.set_num_threads(1)
     if arguments.join:
         parts = [json.loads(part.read_text()) for part in arguments.join]
+        for key in ("documents", "tokens", "num_steps"):
+            if len({part[key] for part in parts}) > 1:
+                parser.error(f"the parts differ in {key}: {', '.join(str(part[key]) for part in parts)}")
         figures = {**{k: parts[0][k] for k in ("documents", "tokens", "auc", "num_steps")}}
         figures["runs"] = [run for part in parts for run in part["runs"]]
     else:
