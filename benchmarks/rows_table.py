@@ -24,8 +24,11 @@ def shown(value):
     return f"{value:.1f}" if size >= 10 else f"{value:.3f}" if size >= 1e-3 or not value else f"{value:.1e}"
 
 
-def spread(runs, side):
+def spread(row, side):
     """Return lowest and highest of several runs of one side, in brackets."""
+    runs = row.get("runs", {})
+    if side == "ours" and isinstance(row.get("spread"), list):
+        runs = row["spread"]
     values = runs.get(side, []) if isinstance(runs, dict) else runs if side == "ours" and isinstance(runs, list) else []
     values = [v for v in values if isinstance(v, int | float)] if isinstance(values, list) else []
     return f" ({shown(min(values))} to {shown(max(values))})" if len(values) > 1 else ""
@@ -42,8 +45,7 @@ def lines_of(file, section):
     yield "| what | unit | ours | beside | | ours / it |"
     yield "|---|---|---|---|---|---|"
     for row in result["rows"]:
-        runs = row.get("runs", {})
-        ours, rival = (f"{shown(row[side])}{spread(runs, side)}" for side in ("ours", "rival"))
+        ours, rival = (f"{shown(row[side])}{spread(row, side)}" for side in ("ours", "rival"))
         ratio = "" if row.get("ratio") is None else f"{row['ratio']:.2f}"
         yield f"| {row['name']} | {row['unit']} | {ours} | {row['rival_name']} | {rival} | {ratio} |"
     machine = result["machine"]
