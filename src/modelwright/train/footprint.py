@@ -41,8 +41,7 @@ from modelwright.train.objective import Objective
 NUM_STEPS = 2
 # Of activations and logits: what glibc holds beyond them in holes, in a process that began as `modelwright.base.heap`
 # has it. Least squares (of the logarithm of planned / measured) over four runs of 8 layers of 512: all weights in
-# bfloat16 (alone 0.14), LoRA in float32 (0.36), QLoRA (0.62), DDP (0.28); the other runs of benchmarks/plan.py had no
-# part in it (docs/log.md).
+# bfloat16 (alone 0.14), LoRA in float32 (0.36), QLoRA (0.62), DDP (0.28); docs/log.md says what others want.
 HELD_SHARE = 0.29
 MAX_MICRO = 2  # micro-batches of an update that are traced; the others only wait in memory
 _aten = torch.ops.aten
