@@ -1,14 +1,17 @@
 """NF4: the levels and bits of the paper and of bitsandbytes, a fast path equal to the plain one, gradients through."""
 
 import json
+import math
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from modelwright.base.env import data_folder
 from modelwright.base.errors import CheckpointError, ConfigError
 from modelwright.models.llama import Llama, LlamaConfig
+from modelwright.models.llama2c import read_llama2c
 from modelwright.models.weights import load_model, save_model
 from modelwright.nn.adapters import attach_adapter, merge_adapters, remove_adapters
 from modelwright.nn.linear import dense_weight
@@ -140,6 +143,26 @@ def test_pissa_over_four_bits_rounds_the_rest_and_so_loses_less_than_rounding_th
     remove_adapters(fitted)
     with torch.no_grad():
         assert (fitted(IDS).logits - expected).norm() < 2 * by_rounding
+
+
+@pytest.mark.parametrize(("rank", "by_pissa", "by_loftq"), [(4, 0.80, 0.85), (8, 0.71, 0.76), (16, 0.57, 0.62)])
+def test_what_rounding_loses_of_trained_weights_is_what_the_page_says(rank, by_pissa, by_loftq):
+    folder = data_folder()
+    if folder is None:
+        pytest.skip("MODELWRIGHT_DATA is not set")
+    source = folder / "weights" / "stories260K" / "stories260K.bin"
+    plain, rounded = (read_llama2c(source, dtype=torch.float32) for _ in range(2))
+    to_nf4(rounded)
+    lost = {}
+    for init in ("qpissa", "loftq"):
+        model = read_llama2c(source, dtype=torch.float32)
+        attach_adapter(model, LoraConfig(("all-linear",), rank=rank, init=init))
+        errors = [x.total() - plain.get_submodule(n).weight for n, x in lora_layers(model).items()]
+        without = [dense_weight(rounded.get_submodule(n)) - plain.get_submodule(n).weight for n in lora_layers(model)]
+        lost[init] = math.sqrt(sum(float(e.detach().square().sum()) for e in errors))
+        lost[init] /= math.sqrt(sum(float(e.detach().square().sum()) for e in without))
+    assert lost["qpissa"] == pytest.approx(by_pissa, abs=0.006)
+    assert lost["loftq"] == pytest.approx(by_loftq, abs=0.006)
 
 
 def linear_of(weight):

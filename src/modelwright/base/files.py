@@ -19,6 +19,11 @@ def _raise_if_disk_full(error: OSError, path: Path) -> None:
         raise DeviceError(
             f"The disk is full while writing {path}; nothing was replaced. Free some space and run the command again."
         ) from error
+    if error.errno == errno.EFBIG:
+        raise DeviceError(
+            f"{path} grew larger than a file may be here (File too large); nothing was replaced. Raise the limit "
+            "(ulimit -f), or write to another file system, and run the command again."
+        ) from error
 
 
 @contextlib.contextmanager
