@@ -92,7 +92,9 @@ def commit(tensors: Sequence[Tensor], chunk_bytes: int = 8 << 20) -> None:
     while others read and write. Where the system cannot do it, the first touch does.
     """
     advise = getattr(ctypes.CDLL(None), "madvise", None)
-    for tensor in tensors if advise is not None else ():
+    if advise is None:
+        return
+    for tensor in tensors:
         start = -(-tensor.data_ptr() // LARGE_PAGE) * LARGE_PAGE
         end = (tensor.data_ptr() + tensor.nbytes) // LARGE_PAGE * LARGE_PAGE
         for at in range(start, end, chunk_bytes):
