@@ -215,3 +215,12 @@ def test_of_a_path_and_a_section_the_value_says_which_is_meant():
         build(Either, {"data": {"nam": "muon"}})
     with pytest.raises(ConfigError, match="more is 'x'; expected a section of settings"):
         build(Either, {"data": "a", "more": "x"})
+
+
+def test_a_recipe_is_found_one_folder_below_where_no_other_has_its_name(tmp_path: Path):
+    for folder, name in (("finetune", "one"), ("finetune", "two"), ("pretrain", "two")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / f"{name}.yaml").write_text(f"method: {folder}\n")
+    assert read_recipe(tmp_path / "one.yaml") == {"method": "finetune"}
+    with pytest.raises(ConfigError, match=r"two\.yaml does not exist.*one of .*finetune/two\.yaml, .*pretrain/two"):
+        read_recipe(tmp_path / "two.yaml")

@@ -67,6 +67,10 @@ def test_the_plot_is_a_picture(tmp_path: Path):
     pytest.importorskip("matplotlib")
     follow(tmp_path, num_steps=24, to=("files",))
     assert (tmp_path / "training.png").read_bytes()[:4] == b"\x89PNG"
+    assert not (tmp_path / "samples.png").exists()  # none were taken
+    long = "costs $3 to $4, " * 90
+    follow(tmp_path / "more", num_steps=24, to=("files",), samples_every=1, sampler=lambda model: ["", long])
+    assert (tmp_path / "more" / "samples.png").read_bytes()[:4] == b"\x89PNG"
 
 
 @pytest.mark.peer

@@ -7,6 +7,7 @@ or a required field left out is a `ConfigError` that names the place and the nea
 import copy
 import dataclasses
 import difflib
+import glob
 import math
 import types
 import typing
@@ -40,12 +41,18 @@ def load(cls: type[T], recipe: Path | Mapping[str, Any] | None = None, arguments
 def read_recipe(path: Path) -> dict[str, Any]:
     """Read a YAML recipe as nested plain values.
 
+    ``recipes/qlora-8b.yaml`` finds ``recipes/finetune/qlora-8b.yaml`` where no other folder beside it has that name.
+
     Raises:
         ConfigError: No such file, not YAML, or not a mapping of settings.
     """
     path = Path(path)
     if not path.is_file():
-        raise ConfigError(f"The recipe {path} does not exist. Give the path of a .yaml file; recipes/ holds examples.")
+        below = sorted(path.parent.glob(f"*/{glob.escape(path.name)}")) if path.name else []
+        if len(below) != 1:
+            hint = f"Is it one of {', '.join(map(str, below))}?" if below else "recipes/ holds examples."
+            raise ConfigError(f"The recipe {path} does not exist. Give the path of a .yaml file. {hint}")
+        path = below[0]
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -12,6 +12,7 @@ Not here: uploading models.
 import csv
 import json
 import math
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -242,6 +243,9 @@ class Tracker:
             try:
                 plot_steps(self.rows, self.folder / "training.png")
                 plots.append(self.folder / "training.png")
+                if (samples := self.folder / "samples.jsonl").is_file():
+                    plot_samples(list(read_jsonl(samples)), self.folder / "samples.png")
+                    plots.append(self.folder / "samples.png")
             except MissingExtraError as error:
                 console.print(f"  no plot: {error}", markup=False)
         for sink in self._sinks:
@@ -309,5 +313,30 @@ def plot_steps(rows: Sequence[Mapping[str, float]], out: Path) -> None:
     panels[-1].set_xlabel("step")
     figure.align_ylabels(panels)
     figure.tight_layout()
+    with atomic_file(out, "wb") as handle:
+        figure.savefig(handle, format="png", dpi=130)
+
+
+def plot_samples(samples: Sequence[Mapping[str, Any]], out: Path, num: int = 8) -> None:
+    """Draw how samples of text changed, as a PNG: ``num`` of them, evenly from the first to the last.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "plot", "Drawing samples") from error
+    num = min(num, len(samples))
+    chosen = [samples[i * (len(samples) - 1) // max(1, num - 1)] for i in range(num)]
+    texts = [textwrap.fill(" ".join(str(one["text"]).split()), 108, max_lines=4, placeholder=" ...") for one in chosen]
+    heights = [0.8 + text.count("\n") + 1 for text in texts]
+    figure = Figure(figsize=(9.6, 0.16 * sum(heights) + 0.2))
+    top = 1.0
+    for one, text, height in zip(chosen, texts, heights, strict=True):
+        place: dict[str, Any] = {"va": "top", "fontsize": 8.5, "family": "monospace", "parse_math": False}
+        figure.text(0.015, top - 0.02, f"step {one['step']:,}", color="#1f5c54", weight="bold", **place)
+        figure.text(0.14, top - 0.02, text, **place)
+        top -= height / sum(heights)
     with atomic_file(out, "wb") as handle:
         figure.savefig(handle, format="png", dpi=130)
