@@ -22,6 +22,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
 from modelwright.base.device import let_pages_go
@@ -363,6 +364,7 @@ def _swap(model: nn.Module, is_skipped: Callable[[str], bool], make: Callable[[n
         if type(layer) is nn.Linear and not is_skipped(name):
             replace_module(model, name, make(layer))
             replaced.append(name)
-            if layer.weight.device.type == "cpu":  # a mapped file's pages would count as long as the map stands
+            is_real = layer.weight.device.type == "cpu" and not isinstance(layer.weight, FakeTensor)
+            if is_real:  # a mapped file's pages would count as long as the map stands
                 let_pages_go(layer.weight.data_ptr(), layer.weight.numel() * layer.weight.element_size())
     return replaced

@@ -28,6 +28,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "access_programs": (),
     "image": (),
     "background": (False,),
+    "background_options": (),
     "conversation": (),
     "context_management": (),
     "include": ([],),

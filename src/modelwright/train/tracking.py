@@ -329,7 +329,8 @@ def plot_samples(samples: Sequence[Mapping[str, Any]], out: Path, num: int = 8) 
         raise MissingExtraError("matplotlib", "plot", "Drawing samples") from error
     num = min(num, len(samples))
     chosen = [samples[i * (len(samples) - 1) // max(1, num - 1)] for i in range(num)]
-    texts = [textwrap.fill(" ".join(str(one["text"]).split()), 108, max_lines=4, placeholder=" ...") for one in chosen]
+    plain = ["".join(c if c.isprintable() else "." for c in " ".join(str(one["text"]).split())) for one in chosen]
+    texts = [textwrap.fill(text, 108, max_lines=4, placeholder=" ...") for text in plain]
     heights = [0.8 + text.count("\n") + 1 for text in texts]
     figure = Figure(figsize=(9.6, 0.16 * sum(heights) + 0.2))
     top = 1.0
